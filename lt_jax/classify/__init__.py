@@ -1,0 +1,1 @@
+"""The classifier: losses for long tails, training on mixed batches, prediction."""

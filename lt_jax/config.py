@@ -1,0 +1,393 @@
+"""What each stage receives: frozen dataclasses, built from a ConfigDict with errors that name the field.
+
+A config file returns a locked `ml_collections.ConfigDict` with the same names as the dataclasses
+below. `build(Config, config_dict)` is the one edge between the two: it refuses unknown fields,
+wrong types and values out of range, each with the field's path, what it got and what it takes.
+Dataclasses are hashable, so a compiled step can be cached by the config that it was built from.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import ml_collections
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A config field that is unknown, of the wrong type, or out of range."""
+
+
+def bounded(default: Any, low: float | None = None, high: float | None = None) -> Any:
+    """A field whose numbers (each one, for a tuple) lie in [low, high]."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+def choice(default: str, *choices: str) -> Any:
+    """A field that takes one of a few names."""
+    return dataclasses.field(default=default, metadata={"choices": (default, *choices)})
+
+
+def section(cls: type[T]) -> T:
+    """A nested dataclass, made of its own defaults."""
+    return dataclasses.field(default_factory=cls)
+
+
+def not_in_key(default: Any) -> Any:
+    """A field that changes no result (workers, logging), so that it stays out of cache keys."""
+    return dataclasses.field(default=default, metadata={"in_key": False})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Fractions of each class's groups. What the four leave over goes to train."""
+
+    policy_val: float = bounded(0.1, 0.0, 0.9)
+    val: float = bounded(0.1, 0.0, 0.9)
+    test: float = bounded(0.2, 0.01, 0.9)
+    seed: int = bounded(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images, how they are split, and which tail their train split is given."""
+
+    source: str = "digits"  # a registered source, or "tfds:<name>"
+    root: str = ""  # where the images lie; unused by embedded sources
+    csv: str = ""  # `folder` only: a CSV manifest in place of class folders
+    manifest: str = ""  # a saved manifest to reuse: its splits, not new ones
+    image_size: int = bounded(32, 4, 1024)
+    channels: int = bounded(3, 1, 3)
+    split: SplitConfig = section(SplitConfig)
+    profile: str = choice("natural", "exponential", "pareto")
+    imbalance_factor: float = bounded(1.0, 1.0, 1e6)  # largest over smallest train count
+    pareto_shape: float = bounded(6.0, 0.1, 100.0)
+    head_above: int = bounded(100, 0)  # train count of a head class exceeds this (CIFAR-LT)
+    tail_below: int = bounded(20, 0)  # train count of a tail class is below this
+    group_by: str = choice("counts", "thirds")  # thirds: equal numbers of classes, by count
+    near_duplicates: str = choice("move", "report", "off")
+    duplicate_distance: float = bounded(0.01, 0.0, 2.0)  # 1 - correlation of thumbnails
+    on_bad_image: str = choice("error", "skip")
+    decode_once_mib: int = not_in_key(4096)  # larger sets are decoded as they are read
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with warm-up, then cosine decay to zero or a constant rate."""
+
+    learning_rate: float = bounded(1e-3, 0.0, 10.0)
+    warmup_steps: int = bounded(50, 0)
+    schedule: str = choice("cosine", "constant")
+    weight_decay: float = bounded(0.0, 0.0, 10.0)
+    b2: float = bounded(0.99, 0.0, 1.0)
+    clip_norm: float = bounded(1.0, 1e-6, 1e6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation on device, drawn per image."""
+
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    rotate90: bool = False
+    shift: int = bounded(0, 0, 64)  # pixels, edge-padded, each axis uniform in [-shift, shift]
+    scale: float = bounded(0.0, 0.0, 0.9)  # zoom uniform in [1 - scale, 1 + scale]
+    rotate: float = bounded(0.0, 0.0, 180.0)  # degrees, uniform in [-rotate, rotate]
+    brightness: float = bounded(0.0, 0.0, 1.0)
+    contrast: float = bounded(0.0, 0.0, 1.0)
+    saturation: float = bounded(0.0, 0.0, 1.0)
+    cutout: int = bounded(0, 0, 512)  # side of an erased square, in pixels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """ADM / DDPM++ UNet."""
+
+    channels: tuple[int, ...] = bounded((32, 64), 1, 4096)
+    blocks: int = bounded(2, 1, 16)
+    attention_resolutions: tuple[int, ...] = (8,)
+    head_channels: int = bounded(64, 1, 1024)
+    embedding: int = bounded(128, 2, 8192)
+    dropout: float = bounded(0.0, 0.0, 0.9)
+    patch_size: int = bounded(1, 1, 16)  # space-to-depth before the first convolution
+    dtype: str = choice("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig:
+    """Variance-preserving diffusion in continuous time."""
+
+    schedule: str = choice("cosine", "linear")
+    beta_min: float = bounded(0.1, 0.0, 100.0)  # linear schedule: beta(0)
+    beta_max: float = bounded(20.0, 0.0, 1000.0)  # linear schedule: beta(1)
+    prediction: str = choice("v", "eps", "x0")
+    min_snr_gamma: float = bounded(5.0, 0.0, 1e6)  # 0 leaves the eps-weighted loss as it is
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Training of the diffusion model."""
+
+    model: UNetConfig = section(UNetConfig)
+    process: ProcessConfig = section(ProcessConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    sampler: str = choice("square_root", "instance", "balanced")
+    steps: int = bounded(400, 1)
+    batch_size: int = bounded(128, 1)
+    ema_decay: float = bounded(0.999, 0.0, 1.0)
+    condition_dropout: float = bounded(0.1, 0.0, 1.0)
+    seed: int = bounded(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Vision transformer; a variant sets width, depth, heads and MLP, any of which may be given."""
+
+    variant: str = choice("Ti", "S", "B", "custom")
+    width: int = bounded(192, 1, 8192)  # read where variant is custom, like the next three
+    depth: int = bounded(12, 1, 128)
+    heads: int = bounded(3, 1, 128)
+    mlp: int = bounded(768, 1, 32768)
+    patch_size: int = bounded(4, 1, 64)
+    position: str = choice("sincos", "learned")
+    pool: str = choice("gap", "token")
+    dropout: float = bounded(0.0, 0.0, 0.9)
+    drop_path: float = bounded(0.0, 0.0, 0.9)
+    dtype: str = choice("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Pre-activation-free basic-block residual network with GroupNorm."""
+
+    channels: tuple[int, ...] = bounded((16, 32, 64), 1, 4096)
+    blocks: tuple[int, ...] = bounded((2, 2, 2), 1, 64)
+    dtype: str = choice("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """Which network classifies; both descriptions may stand, `kind` chooses."""
+
+    kind: str = choice("vit", "resnet")
+    vit: ViTConfig = section(ViTConfig)
+    resnet: ResNetConfig = section(ResNetConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractorConfig:
+    """A classifier on real train images; its features feed selection and fidelity."""
+
+    model: ClassifierConfig = section(ClassifierConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    loss: str = choice(
+        "balanced_softmax", "cross_entropy", "inverse_weighted", "effective_number", "focal",
+        "ldam_drw", "logit_adjusted",
+    )
+    sampler: str = choice("instance", "balanced", "square_root")
+    steps: int = bounded(400, 1)
+    batch_size: int = bounded(128, 1)
+    seed: int = bounded(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which synthetic images are accepted."""
+
+    score: str = choice("mahalanobis")
+    keep_rate: float = bounded(0.9, 0.0, 1.0)  # gamma: held-out real images the threshold accepts
+    folds: int = bounded(5, 2, 100)
+    pooling: float = bounded(20.0, 0.0, 1e6)  # images at which a class's own threshold weighs half
+    label_probability: float = bounded(0.3, 0.0, 1.0)  # of the intended class, under the extractor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig:
+    """How many images of each class are generated, and how."""
+
+    sampler: str = choice("dpmpp_2m", "ddim")
+    steps: int = bounded(20, 1, 2000)
+    guidance_scale: float = bounded(1.5, 0.0, 100.0)
+    batch_size: int = bounded(128, 1)
+    fill_to: int = bounded(0, 0)  # real + synthetic images a class should reach; 0: the head's count
+    min_dose: float = bounded(0.0, 0.0, 1000.0)  # accepted images a class, over its real ones
+    max_attempts: float = bounded(3.0, 1.0, 1000.0)  # candidates generated at most, over those asked
+    seed: int = bounded(0, 0)
+    selection: SelectionConfig = section(SelectionConfig)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """A way to train the classifier: loss, sampler, controller, network."""
+
+    loss: str = choice(
+        "cross_entropy", "balanced_softmax", "inverse_weighted", "effective_number", "focal",
+        "ldam_drw", "logit_adjusted",
+    )
+    sampler: str = choice("instance", "balanced", "square_root")
+    controller: str = choice("none", "uniform", "fill_to_head", "source_replay")
+    dose: float = bounded(0.0, 0.0, 1000.0)  # `uniform` and its replay: synthetic over real
+    fill_to: int = bounded(0, 0)  # `fill_to_head` and its replay: count to reach; 0: the head's
+    network: str = choice("default", "vit", "resnet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """The recipe that all arms share, and the arms."""
+
+    model: ClassifierConfig = section(ClassifierConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    augment: AugmentConfig = section(AugmentConfig)
+    steps: int = bounded(400, 1)
+    rounds: int = bounded(4, 1)
+    batch_size: int = bounded(128, 1)
+    logit_adjustment: float = bounded(1.0, 0.0, 10.0)  # tau of `logit_adjusted` and of post-hoc
+    seeds: tuple[int, ...] = bounded((0, 1, 2), 0)
+    arms: Mapping[str, ArmConfig] = dataclasses.field(
+        default_factory=lambda: FrozenDict({"ce": ArmConfig()})
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How the arms are compared."""
+
+    baseline: str = "ce"
+    resamples: int = bounded(2000, 100, 1_000_000)
+    permutations: int = bounded(2000, 100, 1_000_000)
+    ece_bins: int = bounded(15, 2, 1000)
+    seed: int = bounded(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How the run is carried out; nothing here enters a cache key."""
+
+    cpu_devices: int = bounded(2, 1, 256)  # virtual devices where there is no accelerator
+    log_every: int = bounded(50, 1)
+    checkpoint_every: int = bounded(200, 1)
+    compilation_cache: str = ""  # folder; empty: `.jax_cache` in the workdir
+    loader_workers: int = bounded(0, 0, 256)  # grain worker processes; 0: threads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = section(DataConfig)
+    generator: GeneratorConfig = section(GeneratorConfig)
+    extractor: ExtractorConfig = section(ExtractorConfig)
+    synthesize: SynthesizeConfig = section(SynthesizeConfig)
+    classify: ClassifyConfig = section(ClassifyConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    runtime: RuntimeConfig = section(RuntimeConfig)
+
+
+def defaults(cls: type = Config) -> ml_collections.ConfigDict:
+    """The locked ConfigDict of `cls`'s defaults, for config files to start from."""
+    config = ml_collections.ConfigDict(to_dict(cls()))
+    return config.lock()
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as nested plain dicts, tuples kept."""
+    result = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        elif isinstance(value, Mapping):
+            value = {name: to_dict(item) for name, item in value.items()}
+        result[field.name] = value
+    return result
+
+
+def key_fields(config: Any) -> dict[str, Any]:
+    """The part of a dataclass that decides results: `to_dict` without its `not_in_key` fields."""
+    kept = to_dict(config)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("in_key") is False:
+            del kept[field.name]
+        elif dataclasses.is_dataclass(value):
+            kept[field.name] = key_fields(value)
+    return kept
+
+
+def build(
+    cls: type[T], values: Mapping[str, Any] | ml_collections.ConfigDict, path: str = "config"
+) -> T:
+    """Turns a (nested) mapping into the frozen dataclass `cls`.
+
+    Raises:
+      ConfigError: an unknown field, a wrong type, or a value out of range; the message holds the
+        field's path, what it got and what it takes.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(
+            f"{path}.{unknown[0]}: no such field; {path} takes {', '.join(sorted(fields))}"
+        )
+    built = {
+        name: _field(hints[name], fields[name], value, f"{path}.{name}")
+        for name, value in values.items()
+    }
+    return cls(**built)
+
+
+def _field(hint: Any, field: dataclasses.Field, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(hint, _mapping(value, path), path)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is Mapping:
+        item = typing.get_args(hint)[1]
+        entries = _mapping(value, path).items()
+        return FrozenDict({
+            name: build(item, _mapping(entry, f"{path}.{name}"), f"{path}.{name}")
+            for name, entry in entries
+        })
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, tuple | list):
+            raise ConfigError(f"{path}: got {value!r}; takes a tuple of {item.__name__}")
+        return tuple(_scalar(item, field, entry, f"{path}[{i}]") for i, entry in enumerate(value))
+    return _scalar(hint, field, value, path)
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any] | ml_collections.ConfigDict:
+    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"{path}: got {value!r}; takes a section of fields")
+    return value
+
+
+def _scalar(hint: type, field: dataclasses.Field, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path}: got {value!r}; takes {hint.__name__}")
+    choices = field.metadata.get("choices")
+    if choices and value not in choices:
+        raise ConfigError(f"{path}: got {value!r}; takes one of {', '.join(choices)}")
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        interval = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
+        raise ConfigError(f"{path}: got {value!r}; takes {hint.__name__} in {interval}")
+    return value
+
+
+class FrozenDict(dict):
+    """A dict that is hashable and refuses changes, so that configs stay usable as cache keys."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Equal mappings hash alike, whatever their order."""
+        return hash(frozenset(self.items()))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Refused."""
+        raise TypeError("a config is frozen; override it with --config.<path>=<value>")
+
+    __delitem__ = __setitem__  # type: ignore[assignment]

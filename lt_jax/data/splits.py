@@ -1,0 +1,94 @@
+"""Splits by whole groups, stratified by class."""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from lt_jax.config import SplitConfig
+
+SPLITS = ("train", "policy_val", "val", "test")
+
+
+class SplitError(ValueError):
+    """A split that the data cannot carry."""
+
+
+def split_groups(
+    labels: Int[np.ndarray, "n"],
+    groups: Sequence[str],
+    config: SplitConfig,
+    classes: Sequence[str],
+) -> tuple[str, ...]:
+    """Gives each example a split, so that no group stands in two.
+
+    Each class's groups are shuffled and dealt out by largest remainder of fraction x groups; every
+    split with a fraction above zero gets at least one. A group that holds several labels counts
+    for the one of them that has fewest groups. The draw depends on the seed, the group names and
+    the labels, not on the order of the rows; a class moves no other class's groups.
+
+    Args:
+      labels: class indices in [0, k).
+      groups: the group of each example.
+      config: fractions of policy_val, val and test, and the seed; train is the rest.
+      classes: the names of the k classes.
+
+    Returns:
+      One of `SPLITS` for each example.
+
+    Raises:
+      SplitError: fractions leave nothing for train, or a class has too few groups to stand in
+        every split that is not empty.
+    """
+    fractions = _fractions(config)
+    members = _groups_of_class(labels, groups, len(classes))
+    needed = sum(fraction > 0 for fraction in fractions.values())
+    split_of: dict[str, str] = {}
+    for label, names in enumerate(members):
+        if len(names) < needed:
+            raise SplitError(
+                f"class {classes[label]!r} has {len(names)} group(s), and {needed} splits each "
+                "need one: gather more images of it, leave the class out, or set "
+                "config.data.split.policy_val or config.data.split.val to 0"
+            )
+        order = np.random.default_rng([config.seed, label]).permutation(len(names))
+        ends = np.cumsum(_apportion(list(fractions.values()), len(names)))
+        for split, slots in zip(fractions, np.split(order, ends[:-1]), strict=True):
+            split_of.update((names[slot], split) for slot in slots)
+    return tuple(split_of[group] for group in groups)
+
+
+def _fractions(config: SplitConfig) -> dict[str, float]:
+    held_out = {"policy_val": config.policy_val, "val": config.val, "test": config.test}
+    train = 1.0 - sum(held_out.values())
+    if train < 1e-6:
+        raise SplitError(
+            "config.data.split: policy_val + val + test come to "
+            f"{sum(held_out.values()):g}; takes less than 1, what they leave over is train"
+        )
+    return {"train": train, **held_out}
+
+
+def _groups_of_class(labels: np.ndarray, groups: Sequence[str], k: int) -> list[list[str]]:
+    """Sorted group names of each class; each group once, under the rarest of its labels."""
+    labels_of = collections.defaultdict(set)
+    for group, label in zip(groups, labels.tolist(), strict=True):
+        labels_of[group].add(label)
+    sizes = collections.Counter(label for held in labels_of.values() for label in held)
+    members: list[list[str]] = [[] for _ in range(k)]
+    for group in sorted(labels_of):
+        members[min(labels_of[group], key=lambda label: (sizes[label], label))].append(group)
+    return members
+
+
+def _apportion(fractions: Sequence[float], total: int) -> Int[np.ndarray, "s"]:
+    """Largest remainder, then at least one for each fraction above zero, taken from the largest."""
+    quota = np.array(fractions) * total
+    seats = np.floor(quota).astype(int)
+    largest = np.argsort(-(quota - seats), kind="stable")[: total - seats.sum()]
+    seats[largest] += 1
+    while (short := np.flatnonzero((seats == 0) & (quota > 0))).size:
+        seats[short[0]] += 1
+        seats[seats.argmax()] -= 1
+    return seats

@@ -1,0 +1,1 @@
+"""The generator: diffusion process, guidance, samplers, training, synthesis."""

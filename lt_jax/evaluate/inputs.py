@@ -1,0 +1,199 @@
+"""What the report is made from: predictions, data set, pool, pictures and costs, checked once."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from lt_jax.config import EvaluateConfig
+
+GROUPS = ("head", "medium", "tail")
+REASONS = ("ood", "label", "memorised")
+ENVIRONMENT = ("python", "jax", "jaxlib", "flax", "device", "device_count")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training of one arm.
+
+    test_logits: [n, k]. val_logits: [v, k] or None. curves: rows such as {"step": 50, "loss": 1.2,
+    "val_balanced_accuracy": 0.4}, any value of which may be missing. seconds, images (seen in
+    training), flops: its cost; flops is None where unknown.
+    """
+
+    seed: int
+    test_logits: Float[np.ndarray, "n k"]
+    val_logits: Float[np.ndarray, "v k"] | None = None
+    curves: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
+    images: int = 0
+    flops: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """A way to train the classifier, with its runs.
+
+    log_prior: [k] log of the label distribution that its loss did not already correct for; zeros
+    for balanced softmax. shares: each round's share of synthetic draws by class, or None.
+    doses: realised synthetic over real images by class, or None.
+    uses_pool: whether the costs of generator and selection are part of what it relies on.
+    """
+
+    name: str
+    controller: str
+    loss: str
+    log_prior: Float[np.ndarray, "k"]
+    runs: tuple[Run, ...]
+    shares: Sequence[Sequence[float]] | None = None
+    doses: Sequence[float] | None = None
+    uses_pool: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Classes, counts and the labels of val and test.
+
+    groups: class indices of "head", "medium", "tail". test_groups: [n] names or numbers.
+    test_openings: how often the test labels have been opened, this time included.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train_counts: Sequence[int]
+    groups: Mapping[str, Sequence[int]]
+    manifest_sha256: str
+    protocol: str
+    test_openings: int
+    test_labels: Int[np.ndarray, "n"]
+    test_groups: Sequence[str] | Sequence[int] | np.ndarray
+    val_labels: Int[np.ndarray, "v"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Counts of the pool. per_class: a mapping a class, with "class", "generated", "accepted" and
+    any further counts, such as the rejections by reason."""
+
+    generated: int
+    accepted: int
+    rejected: Mapping[str, int]
+    per_class: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Pictures by class name.
+
+    real: train images. accepted: (images, scores). rejected: (images, scores, reasons).
+    """
+
+    real: Mapping[str, UInt8[np.ndarray, "_ h w c"]]
+    accepted: Mapping[str, tuple[np.ndarray, Sequence[float]]]
+    rejected: Mapping[str, tuple[np.ndarray, Sequence[float], Sequence[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """What a stage before the classifier cost."""
+
+    name: str
+    seconds: float
+    images: int
+    flops: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportInputs:
+    """Everything the report is made from.
+
+    config: plain nested values. environment: ENVIRONMENT and further versions.
+    tau: strength of the post-hoc logit adjustment. costs: stages that pool arms rely on.
+    skipped: images left out because they could not be read, each described.
+    """
+
+    command: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    dataset: Dataset
+    arms: tuple[Arm, ...]
+    evaluate: EvaluateConfig
+    tau: float = 1.0
+    pool: Pool | None = None
+    gallery: Gallery | None = None
+    costs: tuple[StageCost, ...] = ()
+    skipped: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit, so that no figure is drawn before a mistake is found."""
+        missing = [name for name in ENVIRONMENT if name not in self.environment]
+        if missing:
+            raise ValueError(f"environment: missing {', '.join(missing)}")
+        _check_dataset(self.dataset)
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"arms: names must be distinct, got {names}")
+        if self.evaluate.baseline not in names:
+            raise ValueError(
+                f"config.evaluate.baseline: got {self.evaluate.baseline!r}; "
+                f"takes one of the arms {names}"
+            )
+        for arm in self.arms:
+            _check_arm(arm, self.dataset)
+
+
+def _check_dataset(data: Dataset) -> None:
+    k, n = len(data.classes), len(data.test_labels)
+    if len(data.train_counts) != k:
+        raise ValueError(f"train_counts: {len(data.train_counts)} counts for {k} classes")
+    if n == 0:
+        raise ValueError("test_labels: the test split is empty; there is nothing to report")
+    if len(data.test_groups) != n:
+        raise ValueError(f"test_groups: {len(data.test_groups)} groups for {n} test images")
+    if set(data.groups) != set(GROUPS):
+        raise ValueError(f"groups: got {sorted(data.groups)}; takes {', '.join(GROUPS)}")
+    members = sorted(c for group in data.groups.values() for c in group)
+    if members != list(range(k)):
+        raise ValueError(f"groups: class indices {members}; takes each of 0 to {k - 1} once")
+
+
+def _check_arm(arm: Arm, data: Dataset) -> None:
+    k, n = len(data.classes), len(data.test_labels)
+    seeds = [run.seed for run in arm.runs]
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise ValueError(f"arm {arm.name!r}: seeds {seeds}; takes one run or more, seeds distinct")
+    if arm.log_prior.shape != (k,):
+        raise ValueError(f"arm {arm.name!r}: log_prior {arm.log_prior.shape} for {k} classes")
+    for run in arm.runs:
+        where = f"arm {arm.name!r}, seed {run.seed}"
+        if run.test_logits.shape != (n, k):
+            raise ValueError(f"{where}: test logits {run.test_logits.shape}; takes {(n, k)}")
+        if run.val_logits is not None:
+            v = None if data.val_labels is None else len(data.val_labels)
+            if run.val_logits.shape != (v, k):
+                raise ValueError(f"{where}: val logits {run.val_logits.shape}; takes {(v, k)}")
+
+
+def sorted_runs(arm: Arm) -> list[Run]:
+    """The runs by ascending seed, the order of every list of values."""
+    return sorted(arm.runs, key=lambda run: run.seed)
+
+
+def total(costs: Sequence[Run] | Sequence[StageCost]) -> dict[str, Any]:
+    """Summed cost; FLOPs are None where a part is unknown."""
+    flops = [cost.flops for cost in costs]
+    return {
+        "seconds": sum(cost.seconds for cost in costs),
+        "images": sum(cost.images for cost in costs),
+        "flops": None if any(f is None for f in flops) else sum(f for f in flops if f is not None),
+    }
+
+
+def ledger(arm: Arm, costs: Sequence[StageCost]) -> dict[str, Any]:
+    """An arm's classifier runs, and apart the stages that it relies on and shares with others."""
+    relies_on = None
+    if arm.uses_pool:
+        relies_on = {"stages": [cost.name for cost in costs], **total(costs)}
+    return {**total(arm.runs), "relies_on": relies_on}

@@ -1,0 +1,210 @@
+"""The report's figures and its page: one HTML file that holds its pictures and needs no script."""
+
+import base64
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from lt_jax.evaluate import figures, gallery, metrics, tables
+from lt_jax.evaluate.inputs import GROUPS, REASONS, Arm, ReportInputs, ledger, sorted_runs
+from lt_jax.evaluate.statistics import ArmStatistics, Summary
+
+# Curves that are drawn: key in a run's rows -> title.
+CURVES = {"loss": "training loss", "val_balanced_accuracy": "balanced accuracy on val"}
+# Beyond these, charts by class show the rarest ones: the tail is what the report is about.
+MAX_CLASSES = 40
+PAIRED = ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail")
+
+
+def draw(
+    inputs: ReportInputs, plain: dict[str, ArmStatistics], folder: pathlib.Path
+) -> dict[str, pathlib.Path]:
+    """Writes the PNG files; returns name -> path, in the order of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn: dict[str, pathlib.Path] = {}
+
+    def keep(name: str, figure: figures.Figure) -> None:
+        drawn[name] = folder / f"{name}.png"
+        figures.save(figure, drawn[name])
+
+    data = inputs.dataset
+    counts = np.asarray(data.train_counts)
+    shown = np.sort(np.argsort(counts, kind="stable")[:MAX_CLASSES])
+    names = [data.classes[c] for c in shown]
+    accepted = _accepted(inputs)
+    keep(
+        "class_histogram",
+        figures.class_histogram(
+            names, counts[shown], None if accepted is None else accepted[shown]
+        ),
+    )
+    for name, figure in _galleries(inputs):
+        keep(name, figure)
+    if panels := _curves(inputs.arms):
+        keep("learning_curves", figures.learning_curves(panels))
+    recalls = {name: s.recall_per_class[:, shown] for name, s in plain.items()}
+    keep("recall_per_class", figures.recall_dots(names, recalls, counts[shown]))
+    if (figure := _forest(inputs, plain)) is not None:
+        keep("paired_differences", figure)
+    costs = [ledger(arm, inputs.costs) for arm in inputs.arms]
+    own = np.array([float(c["seconds"]) for c in costs])
+    shared = np.array([float((c["relies_on"] or {"seconds": 0})["seconds"]) for c in costs])
+    keep("ledger", figures.ledger_bars([arm.name for arm in inputs.arms], own, shared))
+    return drawn
+
+
+def _accepted(inputs: ReportInputs) -> np.ndarray | None:
+    if inputs.pool is None:
+        return None
+    by_class = {str(row["class"]): int(row["accepted"]) for row in inputs.pool.per_class}
+    return np.array([by_class.get(name, 0) for name in inputs.dataset.classes])
+
+
+def _galleries(inputs: ReportInputs) -> Iterator[tuple[str, figures.Figure]]:
+    """Yields (name, figure): per class real beside accepted, then rejected."""
+    pictures = inputs.gallery
+    if pictures is None:
+        return
+    for c, name in enumerate(inputs.dataset.classes):
+        real = pictures.real.get(name)
+        images, scores = pictures.accepted.get(name, (None, ()))
+        some = real if real is not None else images
+        if some is not None:  # whichever is missing is shown as none
+            real = some[:0] if real is None else real
+            images = some[:0] if images is None else images
+            yield f"gallery_{c:03d}_accepted", gallery.side_by_side(name, real, images, scores)
+        images, scores, reasons = pictures.rejected.get(name, (None, (), ()))
+        if images is not None and len(images):
+            yield f"gallery_{c:03d}_rejected", gallery.rejected(name, images, scores, reasons)
+
+
+def _curves(arms: tuple[Arm, ...]) -> dict[str, dict[str, figures.Curve]]:
+    """The drawn quantities, at the steps that all seeds of an arm have."""
+    panels: dict[str, dict[str, figures.Curve]] = {}
+    for key, title in CURVES.items():
+        for arm in arms:
+            rows = [
+                {int(r["step"]): float(r[key]) for r in run.curves if r.get(key) is not None}
+                for run in sorted_runs(arm)
+            ]
+            steps = sorted(set.intersection(*map(set, rows)))
+            if steps:
+                values = np.array([[row[step] for step in steps] for row in rows])
+                panels.setdefault(title, {})[arm.name] = (np.array(steps), values)
+    return panels
+
+
+def _forest(inputs: ReportInputs, plain: dict[str, ArmStatistics]) -> figures.Figure | None:
+    compared = {name: s.comparisons[metrics.PRIMARY] for name, s in plain.items() if s.comparisons}
+    compared = {name: c for name, c in compared.items() if c.difference is not None}
+    if not compared:
+        return None
+    return figures.forest(
+        list(compared),
+        [float(c.difference or 0.0) for c in compared.values()],
+        [c.ci95 for c in compared.values()],
+        [tables.format_p(c.p_holm) for c in compared.values()],
+        f"Balanced accuracy minus {inputs.evaluate.baseline}, with Holm's p",
+    )
+
+
+def render(
+    inputs: ReportInputs,
+    written: Mapping[str, Any],
+    plain: dict[str, ArmStatistics],
+    adjusted: dict[str, ArmStatistics],
+    drawn: Mapping[str, pathlib.Path],
+) -> str:
+    """The page as HTML; every text is escaped, every picture embedded."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["picture"] = _data_uri
+    tabled = [
+        ("Test set", _table(plain)),
+        ("After post-hoc logit adjustment", _table(adjusted)),
+    ]
+    return environment.get_template("report.html.jinja").render(
+        report=written,
+        groups=GROUPS,
+        test_images=len(inputs.dataset.test_labels),
+        drawn=drawn,
+        galleries=[name for name in drawn if name.startswith("gallery_")],
+        hidden_classes=max(0, len(inputs.dataset.classes) - MAX_CLASSES),
+        tables=dict(tabled),
+        paired=_paired(plain),
+        paired_rows=_paired_rows(plain),
+        one_seed=any(s.summaries[metrics.PRIMARY].n == 1 for s in plain.values()),
+        one_seed_note=tables.ONE_SEED,
+        reasons=list(dict.fromkeys([*REASONS, *written["pool"]["rejected"]])),
+        class_columns=list(dict.fromkeys(k for row in written["pool"]["per_class"] for k in row)),
+        ledger=_ledger_rows(written),
+        config=json.dumps(written["config"], indent=2, ensure_ascii=False),
+        evaluate=inputs.evaluate,
+        number=_number,
+    )
+
+
+def _data_uri(path: pathlib.Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _table(arms: dict[str, ArmStatistics]) -> dict[str, Any]:
+    """Heads, and rows of (arm, cells of main text and interval)."""
+    table = tables.metrics_table({n: s.summaries for n, s in arms.items()}, metrics.METRICS)
+    rows = []
+    for name, *cells in table.rows:
+        rows.append((name, [(tables.format_cell(c), _interval(c)) for c in cells]))
+    return {"columns": table.columns, "rows": rows}
+
+
+def _interval(cell: Summary) -> str:
+    return "" if cell.mean is None else tables.format_interval(cell.ci95)
+
+
+def _paired(plain: dict[str, ArmStatistics]) -> list[str]:
+    return [tables.TITLES[m] for m in PAIRED] if any(s.comparisons for s in plain.values()) else []
+
+
+def _paired_rows(plain: dict[str, ArmStatistics]) -> list[tuple[str, list[tuple[str, str]]]]:
+    return [
+        (name, [tables.comparison_parts(s.comparisons[m]) for m in PAIRED])
+        for name, s in plain.items()
+        if s.comparisons
+    ]
+
+
+def _ledger_rows(written: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for arm in written["arms"]:
+        own, shared = arm["ledger"], arm["ledger"]["relies_on"]
+        rows.append(
+            {
+                "name": arm["name"],
+                "runs": str(len(arm["seeds"])),
+                "own": _cost(own),
+                "shared": "none" if shared is None else _cost(shared),
+            }
+        )
+    return rows
+
+
+def _cost(cost: Mapping[str, Any]) -> str:
+    flops = "FLOPs unknown" if cost["flops"] is None else f"{cost['flops']:.2e} FLOPs"
+    return f"{cost['seconds']:,.0f} s, {cost['images']:,} images, {flops}"
+
+
+def _number(value: Any) -> str:
+    """A value of the selection table."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)

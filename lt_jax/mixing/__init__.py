@@ -1,0 +1,1 @@
+"""How much synthetic data each class gets, before each round of classifier steps."""

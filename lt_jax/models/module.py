@@ -1,0 +1,67 @@
+"""The boundary around Flax: a network is a pure function of a parameter tree.
+
+Outside `lt_jax.models` no code calls Flax. A network is described by a module (hashable, holds no
+array), `init` makes its parameters, and `apply` runs it. All state is in the parameters: the
+networks here have no batch statistics and no other collections.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lt_jax.shapes import Params, PRNGKey, PyTree
+
+
+def init(module: nn.Module, key: PRNGKey, *examples: Any, **static: Any) -> Params:
+    """Makes a network's float32 parameters.
+
+    Args:
+      module: the network.
+      key: decides the parameters.
+      *examples: its positional arguments, arrays or `jax.ShapeDtypeStruct`s; only shapes and
+        dtypes matter.
+      **static: its keyword arguments (`train=False`).
+    """
+    # Under one jit: eager initialisation dispatches (and compiles) every small operation of a
+    # network apart, ten seconds for a UNet.
+    return jax.jit(_initializer(module, examples, static))(key)
+
+
+def abstract(module: nn.Module, *examples: Any, **static: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """The parameters' shapes and dtypes, at no cost: for counts in a dry run and restore targets.
+
+    Args: as of `init`.
+    """
+    return jax.eval_shape(_initializer(module, examples, static), jax.random.key(0))
+
+
+def apply(
+    module: nn.Module, params: PyTree, *args: Any, key: PRNGKey | None = None, **static: Any
+) -> Any:
+    """Runs a network.
+
+    Args:
+      module: the network.
+      params: its parameters.
+      *args: its positional arguments.
+      key: feeds dropout and drop path; needed only where they are on and `train=True`.
+      **static: its keyword arguments (`train=False`).
+    """
+    rngs = None if key is None else {"dropout": key}
+    return module.apply({"params": params}, *args, rngs=rngs, **static)
+
+
+def count(params: PyTree) -> int:
+    """The number of parameters in a tree of arrays or of their shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _initializer(module: nn.Module, examples: tuple, static: dict[str, Any]):
+    def make(key):
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), examples)
+        return module.init({"params": key}, *zeros, **static)["params"]
+
+    return make

@@ -1,0 +1,195 @@
+"""The stages in order, what each reads, and which of them still have to be run.
+
+A run is a list of specs (`runtime.artifacts`), in an order in which every stage follows its
+inputs. A stage whose artifact is finished is skipped; an unfinished one goes on where it was.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lt_jax import config as config_lib
+from lt_jax import stages
+from lt_jax.runtime import artifacts, faults, mesh, metrics, progress
+
+STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
+# Raise a stage's number when its code gives other results from the same config and inputs.
+SCHEMAS = dict.fromkeys(STAGES, 1)
+
+
+def specs(config: config_lib.Config) -> list[artifacts.Spec]:
+    """Every stage of a run, inputs before their users; one spec an arm and seed of `classify`.
+
+    Raises:
+      ConfigError: the baseline names no arm, or there are no arms or seeds.
+    """
+    _check_arms(config)
+    key_fields = config_lib.key_fields
+    prepare = _spec("prepare", key_fields(config.data))
+    shape = {"image_size": config.data.image_size, "channels": config.data.channels}
+    generator = _spec("generator", {**key_fields(config.generator), **shape}, prepare)
+    extractor = _spec("extractor", {**key_fields(config.extractor), **shape}, prepare)
+    synthesize = _spec("synthesize", key_fields(config.synthesize), prepare, generator, extractor)
+    recipe = {k: v for k, v in key_fields(config.classify).items() if k not in ("seeds", "arms")}
+    runs = []
+    for name, arm in config.classify.arms.items():
+        pool = () if arm.controller == "none" else (synthesize,)
+        for seed in config.classify.seeds:
+            fields = {**recipe, "arm": key_fields(arm), "seed": seed}
+            runs.append(_spec(f"classify/{name}/seed{seed}", fields, prepare, *pool))
+    report = _spec("report", key_fields(config.evaluate), prepare, synthesize, *runs)
+    return [prepare, generator, extractor, synthesize, *runs, report]
+
+
+def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifacts.Spec:
+    keys = {spec.stage: spec.key for spec in inputs}
+    # Through JSON, so that a key does not depend on tuple against list.
+    fields = json.loads(json.dumps(config))
+    return artifacts.Spec(stage, SCHEMAS[stage.split("/")[0]], fields, keys)
+
+
+def _check_arms(config: config_lib.Config) -> None:
+    arms = config.classify.arms
+    if not arms or not config.classify.seeds:
+        raise config_lib.ConfigError("config.classify: takes at least one arm and one seed")
+    for name in arms:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise config_lib.ConfigError(
+                f"config.classify.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
+            )
+    if len(set(config.classify.seeds)) < len(config.classify.seeds):
+        raise config_lib.ConfigError(
+            f"config.classify.seeds: got {config.classify.seeds}; takes seeds that differ"
+        )
+    if config.evaluate.baseline not in arms:
+        raise config_lib.ConfigError(
+            f"config.evaluate.baseline: got {config.evaluate.baseline!r}; takes an arm: "
+            f"{', '.join(arms)}"
+        )
+
+
+class Pipeline:
+    """One run in one workdir."""
+
+    def __init__(
+        self,
+        values: ConfigDict,
+        workdir: pathlib.Path,
+        cache: pathlib.Path | None = None,
+        command: str = "",
+    ):
+        """Reads the config; touches nothing on disk.
+
+        Args:
+          values: the resolved ConfigDict.
+          workdir: where the run lives.
+          cache: a folder of artifacts that several workdirs share; None: the workdir's own.
+          command: the exact command line, for the report.
+        """
+        self.config = config_lib.build(config_lib.Config, values)
+        self.workdir = workdir
+        self.store = artifacts.Store(workdir, cache)
+        self.specs = specs(self.config)
+        self._command = command
+
+    def selected(self, names: Sequence[str] = STAGES) -> list[artifacts.Spec]:
+        """The specs of the named stages, in order.
+
+        Raises:
+          ConfigError: a name that is no stage.
+        """
+        unknown = [name for name in names if name not in STAGES]
+        if unknown:
+            raise config_lib.ConfigError(
+                f"--stages: got {unknown[0]!r}; takes some of {', '.join(STAGES)}"
+            )
+        return [spec for spec in self.specs if spec.stage.split("/")[0] in names]
+
+    def run(self, names: Sequence[str] = STAGES, accept_config_change: bool = False) -> None:
+        """Runs the named stages; finished ones are skipped.
+
+        Raises:
+          ConfigError: the workdir belongs to another config; or an input of a named stage is
+            neither finished nor among the named.
+          WorkdirInUseError: another process runs in the workdir.
+        """
+        selected = self.selected(names)
+        with faults.lock(self.workdir):
+            self._claim(accept_config_change)
+            self._check_inputs(selected)
+            context = stages.Context(
+                config=self.config,
+                specs={spec.stage: spec for spec in self.specs},
+                store=self.store,
+                workdir=self.workdir,
+                mesh=mesh.make_mesh(),
+                command=self._command,
+            )
+            for spec in selected:
+                if self.store.done(spec):
+                    self.store.open(spec)
+                    progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
+                    continue
+                folder = self.store.open(spec)
+                cost = stages.run(spec, folder, context)
+                self.store.finish(spec, cost)
+                self._collect_metrics()
+                faults.raise_if_stopping(spec.stage)
+
+    def _claim(self, accept_config_change: bool) -> None:
+        """Writes the resolved config into the workdir; refuses a workdir of another config."""
+        path = self.workdir / "config.json"
+        new = json.loads(json.dumps(config_lib.to_dict(self.config)))
+        if path.exists() and not accept_config_change:
+            old = json.loads(path.read_text())
+            # What changes no result may change between runs.
+            changes = [line for line in differences(old, new) if "config.runtime." not in line]
+            if changes:
+                raise config_lib.ConfigError(
+                    f"{self.workdir} holds a run of another config:\n  "
+                    + "\n  ".join(changes[:10])
+                    + "\nuse another --workdir (with --cache to share finished stages), or pass "
+                    "--accept_config_change: stages that the change touches are run again, "
+                    "nothing is deleted"
+                )
+        faults.write_atomically(path, json.dumps(new, indent=1), "the config")
+
+    def _check_inputs(self, selected: Sequence[artifacts.Spec]) -> None:
+        names = {spec.stage for spec in selected}
+        by_name = {spec.stage: spec for spec in self.specs}
+        for spec in selected:
+            for name in spec.inputs:
+                if name not in names and not self.store.done(by_name[name]):
+                    raise config_lib.ConfigError(
+                        f"--stages: {spec.stage} needs {name}, which is not finished; add "
+                        f"{name.split('/')[0]} to --stages"
+                    )
+
+    def _collect_metrics(self) -> None:
+        """Joins the stages' metrics, finished or not, into the workdir's `metrics.jsonl`."""
+        lines = [
+            json.dumps(line)
+            for spec in self.specs
+            for line in metrics.read(self.store.folder(spec) / "metrics.jsonl")
+        ]
+        faults.write_atomically(
+            self.workdir / "metrics.jsonl", "".join(line + "\n" for line in lines), "metrics"
+        )
+
+
+def differences(old: Any, new: Any, path: str = "config") -> list[str]:
+    """Where two nested configs differ, a line a field: `config.a.b: 1 there, 2 here`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in sorted(set(old) | set(new))
+            for line in differences(
+                old.get(name, "absent"), new.get(name, "absent"), f"{path}.{name}"
+            )
+        ]
+    return [] if old == new else [f"{path}: {old!r} there, {new!r} here"]

@@ -1,0 +1,55 @@
+"""The compute ledger: seconds, images and FLOPs that a stage has cost, summed over its restarts."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass
+class Ledger:
+    """Costs so far. `seconds` is wall clock; `images` network passes over an image in training,
+    or images generated; `flops` the arithmetic of the compiled steps as XLA counts it;
+    `data_wait` the seconds in which the device had nothing to do but wait for a batch.
+    """
+
+    seconds: float = 0.0
+    images: int = 0
+    flops: float = 0.0
+    data_wait: float = 0.0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Ledger":
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**values)
+
+    def add(self, other: "Ledger") -> None:
+        """Adds the costs of another ledger to this one."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name) + getattr(other, field.name)
+            setattr(self, field.name, value)
+
+
+class Clock:
+    """Adds elapsed wall-clock time to a ledger, as often as it is read."""
+
+    def __init__(self, ledger: Ledger):
+        """Starts now."""
+        self._ledger = ledger
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        """Books the time since the last reading; returns the ledger's total."""
+        now = time.perf_counter()
+        self._ledger.seconds += now - self._since
+        self._since = now
+        return self._ledger.seconds
+
+
+def flops(step: Callable[..., Any], *args: Any) -> float:
+    """FLOPs of one call of a jitted function, from XLA's analysis of the lowered program.
+
+    A loop's body is counted once: callers multiply by its trips. 0.0 where XLA gives no figure.
+    """
+    analysis = step.lower(*args).cost_analysis()  # type: ignore[attr-defined]
+    return float((analysis or {}).get("flops", 0.0))

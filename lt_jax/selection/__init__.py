@@ -1,0 +1,1 @@
+"""Which synthetic images are kept: out-of-distribution scores, calibration, gates."""

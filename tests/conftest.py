@@ -1,0 +1,41 @@
+"""Strict surroundings for every test: shapes checked, ranks never promoted, eight CPU devices."""
+
+import itertools
+import pathlib
+import tempfile
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  (the hook below looks it up by name)
+
+# Before the first import of lt_jax, so that every jaxtyping annotation in it is checked.
+install_import_hook("lt_jax", "tests.typechecker.check")
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "lt_jax_test_jax_cache")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_addoption(parser):
+    """Goldens are rewritten by hand only, so that a review shows every change."""
+    parser.addoption("--update-goldens", action="store_true", help="rewrite tests/testdata")
+
+
+@pytest.fixture
+def update_goldens(request):
+    """Whether goldens are to be rewritten."""
+    return request.config.getoption("--update-goldens")
+
+
+@pytest.fixture
+def getkey():
+    """Fresh typed keys, the same ones in every run of a test."""
+    counter = itertools.count()
+    return lambda: jax.random.fold_in(jax.random.key(0), next(counter))

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from lt_jax.config import ConfigError, DataConfig
+from lt_jax.data import sources
+from lt_jax.data.images import ImageError
+
+
+def test_every_source_is_found_without_being_listed():
+    with pytest.raises(ConfigError, match=r"got 'nope'.*busi.*digits.*folder.*ham10000.*isic2018"):
+        sources.load(DataConfig(source="nope"))
+
+
+def test_a_name_is_taken_once():
+    sources.load(DataConfig(source="digits"))
+    with pytest.raises(ValueError, match="two sources are registered as 'digits'"):
+        sources.register("digits")(lambda data: None)
+
+
+@pytest.mark.parametrize("root", ["", "/no/such/folder"])
+@pytest.mark.parametrize("source", ["ham10000", "isic2018", "isic2019", "busi", "folder"])
+def test_a_missing_root_is_named(source, root):
+    with pytest.raises(ConfigError, match=r"config\.data\.root: got"):
+        sources.load(DataConfig(source=source, root=root))
+
+
+def test_file_sources_read_nothing_outside_their_root(tmp_path):
+    (tmp_path / "inner" / "class").mkdir(parents=True)
+    source = sources.FileSource(DataConfig(source="folder", root=str(tmp_path / "inner")))
+    for locator in ("../secret.png", "class/../../secret.png", "/etc/passwd"):
+        with pytest.raises(ValueError, match="leads out of"):
+            source.decode(locator)
+
+
+def test_digits_are_scikit_learns_scaled_to_bytes():
+    from sklearn.datasets import load_digits
+
+    source, truth = sources.load(DataConfig(source="digits")), load_digits()
+    records = source.records()
+    assert [record.label for record in records] == truth.target.tolist()
+    assert len({record.group for record in records}) == len(records) == 1797
+    decoded = np.stack([source.decode(record.image) for record in records[:50]])
+    assert decoded.shape == (50, 8, 8, 1) and decoded.dtype == np.uint8
+    np.testing.assert_allclose(decoded[..., 0] / 255 * 16, truth.images[:50], atol=0.04)
+    with pytest.raises(ImageError, match="takes 0000 to 1796"):
+        source.decode("1797")

@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+
+from lt_jax.config import SplitConfig
+from lt_jax.data import splits
+
+CLASSES = ("a", "b", "c")
+
+
+def example(seed=0):
+    """600 images in groups of 1 to 5, classes at 6 : 3 : 1."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 6, 400)[: np.searchsorted(np.cumsum(rng.integers(1, 6, 400)), 600)]
+    labels = np.repeat(rng.choice(3, len(sizes), p=[0.6, 0.3, 0.1]), sizes).astype(np.int32)
+    groups = np.repeat([f"g{i}" for i in range(len(sizes))], sizes)
+    return labels, groups.tolist()
+
+
+def groups_in(labels, groups, drawn, label, split):
+    return len(
+        {g for g, k, s in zip(groups, labels, drawn, strict=True) if (k, s) == (label, split)}
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_group_stands_in_two_splits_and_classes_are_within_one_group_of_their_quota(seed):
+    labels, groups = example(seed)
+    config = SplitConfig(policy_val=0.1, val=0.15, test=0.2, seed=seed)
+    drawn = splits.split_groups(labels, groups, config, CLASSES)
+    split_of = {}
+    for group, split in zip(groups, drawn, strict=True):
+        assert split_of.setdefault(group, split) == split
+    fractions = {"train": 0.55, "policy_val": 0.1, "val": 0.15, "test": 0.2}
+    for label in range(3):
+        total = len({g for g, k in zip(groups, labels, strict=True) if k == label})
+        held = {s: groups_in(labels, groups, drawn, label, s) for s in fractions}
+        assert sum(held.values()) == total
+        for split, fraction in fractions.items():
+            assert abs(held[split] - fraction * total) < 1
+
+
+def test_the_draw_is_fixed_by_seed_and_not_by_row_order():
+    labels, groups = example()
+    first = splits.split_groups(labels, groups, SplitConfig(seed=3), CLASSES)
+    assert first == splits.split_groups(labels, groups, SplitConfig(seed=3), CLASSES)
+    assert first != splits.split_groups(labels, groups, SplitConfig(seed=4), CLASSES)
+    order = np.random.default_rng(1).permutation(len(groups))
+    moved = splits.split_groups(
+        labels[order], [groups[i] for i in order], SplitConfig(seed=3), CLASSES
+    )
+    assert moved == tuple(first[i] for i in order)
+
+
+def test_one_class_moves_no_other_class():
+    labels, groups = example()
+    drawn = splits.split_groups(labels, groups, SplitConfig(), CLASSES)
+    rows = np.flatnonzero(labels != 1)
+    more_of_b = [f"new{i}" for i in range(40)]
+    again = splits.split_groups(
+        np.concatenate([labels[rows], np.ones(40, np.int32)]),
+        [groups[i] for i in rows] + more_of_b, SplitConfig(), CLASSES,
+    )  # fmt: skip
+    assert again[: len(rows)] == tuple(drawn[i] for i in rows)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_class_with_too_few_groups_is_named(count):
+    labels = np.array([0] * 20 + [1] * count, np.int32)
+    groups = [f"g{i}" for i in range(20 + count)]
+    with pytest.raises(splits.SplitError, match=rf"class 'b' has {count} group.*4 splits"):
+        splits.split_groups(labels, groups, SplitConfig(), ("a", "b"))
+
+
+def test_many_images_of_one_group_do_not_make_a_class_splittable():
+    labels = np.array([0] * 20 + [1] * 30, np.int32)
+    groups = [f"g{i}" for i in range(20)] + ["one lesion"] * 30
+    with pytest.raises(splits.SplitError, match="class 'b' has 1 group"):
+        splits.split_groups(labels, groups, SplitConfig(), ("a", "b"))
+
+
+def test_four_groups_are_enough_for_four_splits_and_two_for_two():
+    labels = np.zeros(4, np.int32)
+    drawn = splits.split_groups(labels, list("wxyz"), SplitConfig(), ("a",))
+    assert sorted(drawn) == sorted(splits.SPLITS)
+    config = SplitConfig(policy_val=0.0, val=0.0, test=0.5)
+    drawn = splits.split_groups(labels[:2], list("wx"), config, ("a",))
+    assert sorted(drawn) == ["test", "train"]
+
+
+def test_a_group_of_two_labels_stays_whole_and_counts_for_the_rarer_one():
+    labels = np.array([0] * 20 + [1] * 4 + [0], np.int32)
+    groups = [f"g{i}" for i in range(23)] + ["both", "both"]
+    drawn = splits.split_groups(labels, groups, SplitConfig(), ("a", "b"))
+    assert drawn[-1] == drawn[-2]
+    assert sorted(drawn[20:24]) == sorted(splits.SPLITS)
+
+
+def test_fractions_that_leave_nothing_for_train_are_refused():
+    with pytest.raises(splits.SplitError, match="come to 1"):
+        splits.split_groups(
+            np.zeros(9, np.int32), list("abcdefghi"),
+            SplitConfig(policy_val=0.3, val=0.3, test=0.4), ("a",),
+        )  # fmt: skip

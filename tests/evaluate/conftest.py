@@ -1,0 +1,92 @@
+"""A small finished experiment for the tests of the report."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate import report
+
+CLASSES = ("nv", "mel", "bkl & <b>", "df")
+K = len(CLASSES)
+
+
+def make_arm(name, seeds, labels, val_labels, strength, uses_pool=False):
+    runs = []
+    for seed in seeds:
+        rng = np.random.default_rng([len(name), seed])
+        logits = lambda y, rng=rng: (strength * np.eye(K)[y] + rng.normal(size=(len(y), K))).astype(
+            np.float32
+        )
+        curves = [
+            {"step": step, "loss": 1 / (1 + step), "val_balanced_accuracy": step / 200}
+            for step in (0, 50, 100)
+        ]
+        runs.append(report.Run(seed, logits(labels), logits(val_labels), curves, 10.0, 1000, 1e9))
+    return report.Arm(
+        name,
+        "uniform" if uses_pool else "none",
+        "cross_entropy",
+        np.log(np.array([0.6, 0.2, 0.15, 0.05])),
+        tuple(runs),
+        shares=[[0.0, 0.1, 0.2, 0.5]] if uses_pool else None,
+        doses=[0.0, 0.1, 0.2, 1.0] if uses_pool else None,
+        uses_pool=uses_pool,
+    )
+
+
+def make_inputs(seeds=(2, 0, 1), **changes):
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(K), rng.choice(K, 116, p=[0.5, 0.2, 0.2, 0.1])])
+    val_labels = np.tile(np.arange(K), 10)
+    images = lambda n: rng.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
+    inputs = report.ReportInputs(
+        command="python -m lt_jax.main --config=configs/digits.py",
+        config={"data": {"source": "digits"}, "rate": float("nan"), "seeds": (0, 1)},
+        environment={
+            "python": "3.11",
+            "jax": "0.10.2",
+            "jaxlib": "0.10.2",
+            "flax": "0.12.8",
+            "device": "cpu",
+            "device_count": 2,
+        },
+        dataset=report.Dataset(
+            "toy",
+            CLASSES,
+            (400, 100, 50, 10),
+            {"head": (0,), "medium": (1, 2), "tail": (3,)},
+            "ab" * 32,
+            "grouped by lesion",
+            1,
+            labels,
+            [f"g{i // 2}" for i in range(120)],
+            val_labels,
+        ),
+        arms=(
+            make_arm("ce", seeds, labels, val_labels, 1.0),
+            make_arm("balanced_softmax", seeds, labels, val_labels, 2.5),
+            make_arm("synthetic", seeds, labels, val_labels, 1.0, uses_pool=True),
+        ),
+        evaluate=EvaluateConfig(baseline="ce", resamples=200, permutations=200),
+        pool=report.Pool(
+            30,
+            20,
+            {"ood": 7, "label": 3},
+            [{"class": name, "generated": 8, "accepted": 5, "keep": 0.625} for name in CLASSES],
+        ),
+        gallery=report.Gallery(
+            {"nv": images(9), "df": images(3)},
+            {"df": (images(7), list(np.linspace(0, 9, 7)))},
+            {"df": (images(2), [20.0, 30.0], ["ood", "label"])},
+        ),
+        costs=(report.StageCost("generator", 100.0, 5000, 1e12),),
+        skipped=("ISIC_0001.jpg: truncated",),
+    )
+    return dataclasses.replace(inputs, **changes)
+
+
+@pytest.fixture
+def inputs():
+    return make_inputs()

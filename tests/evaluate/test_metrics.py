@@ -1,0 +1,132 @@
+"""Metrics against scikit-learn, ECE against its definition, and the conventions at the edges."""
+
+import itertools
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+
+from lt_jax.evaluate import metrics
+
+K = 5
+
+
+def draw(seed=0, n=200, m=3, coarse=False):
+    """Labels of all classes, and probabilities; `coarse` makes many ties."""
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(K), rng.choice(K, n - K, p=[0.5, 0.2, 0.15, 0.1, 0.05])])
+    logits = rng.normal(size=(m, n, K)) + 1.2 * np.eye(K)[labels]
+    if coarse:
+        logits = np.round(logits)
+    return metrics.softmax(logits), labels
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_metrics_equal_scikit_learn(coarse):
+    probabilities, labels = draw(coarse=coarse)
+    probabilities = np.round(probabilities, 6)  # ties must be ties for both
+    groups = {"head": [0], "medium": [1, 2], "tail": [3, 4]}
+    got = metrics.evaluate(probabilities, labels, groups)
+    for i, p in enumerate(probabilities):
+        predicted = p.argmax(axis=1)
+        recall = sk.recall_score(labels, predicted, average=None)
+        onehot = np.eye(K)[labels]
+        expected = {
+            "accuracy": sk.accuracy_score(labels, predicted),
+            "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
+            "macro_f1": sk.f1_score(labels, predicted, average="macro"),
+            "auroc_macro": sk.roc_auc_score(onehot, p, average="macro"),
+            "auprc_macro": sk.average_precision_score(onehot, p, average="macro"),
+            "recall_head": recall[0],
+            "recall_medium": recall[1:3].mean(),
+            "recall_tail": recall[3:].mean(),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(got[name][i], value, rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(metrics.recall_per_class(p, labels), recall)
+    assert set(got) == set(metrics.METRICS)
+
+
+def test_stacked_runs_equal_single_runs():
+    probabilities, labels = draw()
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece")
+    for function in (getattr(metrics, name) for name in names):
+        stacked = function(probabilities, labels)
+        single = [function(p, labels) for p in probabilities]
+        np.testing.assert_allclose(stacked, single, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [4, 15])
+def test_ece_equals_a_direct_loop_also_on_bin_edges(bins):
+    probabilities, labels = draw(m=1)
+    p = probabilities[0]
+    p[:4] = [[0.25, 0.25, 0.2, 0.15, 0.15], [0.5, 0.5, 0, 0, 0], [1, 0, 0, 0, 0], [0.2] * 5]
+    edges, expected = np.linspace(0, 1, bins + 1), 0.0
+    confidence, hit = p.max(axis=1), p.argmax(axis=1) == labels
+    for low, high in itertools.pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            gap = abs(hit[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+    np.testing.assert_allclose(metrics.ece(p, labels, bins), expected, rtol=1e-12)
+
+
+def test_a_class_never_predicted_counts_as_zero():
+    probabilities, labels = draw(m=1)
+    p = probabilities[0].copy()
+    p[:, 4] = 0.0
+    predicted = p.argmax(axis=1)
+    assert metrics.recall_per_class(p, labels)[4] == 0.0
+    expected = sk.f1_score(labels, predicted, average="macro", zero_division=0)
+    np.testing.assert_allclose(metrics.macro_f1(p, labels), expected)
+
+
+def test_a_class_without_labels_is_left_out_and_named():
+    probabilities, labels = draw()
+    kept = labels != 3
+    p, y = probabilities[:, kept], labels[kept]
+    assert metrics.absent_classes(y, K) == [3]
+    assert np.isnan(metrics.recall_per_class(p, y)[:, 3]).all()
+    others = [0, 1, 2, 4]
+    np.testing.assert_allclose(
+        metrics.balanced_accuracy(p, y), metrics.recall_per_class(p, y)[:, others].mean(axis=1)
+    )
+    aurocs = [sk.roc_auc_score(y == c, p[0, :, c]) for c in others]
+    np.testing.assert_allclose(metrics.auroc_macro(p, y)[0], np.mean(aurocs))
+    f1 = sk.f1_score(y, p[0].argmax(axis=1), labels=others, average="macro", zero_division=0)
+    np.testing.assert_allclose(metrics.macro_f1(p, y)[0], f1)
+    assert np.isnan(metrics.recall_over(p, y, [3])).all()
+
+
+def test_one_class_alone_has_no_auroc():
+    p = metrics.softmax(np.random.default_rng(0).normal(size=(6, K)))
+    assert np.isnan(metrics.auroc_macro(p, np.zeros(6, int)))
+
+
+def test_nan_logits_name_arm_and_row():
+    logits = np.zeros((4, K))
+    logits[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"arm 'ce', seed 1, row 2: .*finite"):
+        metrics.softmax(logits, "arm 'ce', seed 1")
+    with pytest.raises(ValueError, match="run 1, row 2"):
+        metrics.softmax(np.stack([np.zeros((4, K)), logits]))
+
+
+def test_bad_labels_are_refused_with_their_row():
+    p = np.full((3, K), 0.2)
+    with pytest.raises(ValueError, match=r"row 1: got 5; takes 0 to 4"):
+        metrics.accuracy(p, np.array([0, 5, 1]))
+    with pytest.raises(ValueError, match="no labelled images"):
+        metrics.accuracy(p[:0], np.zeros(0, int))
+
+
+def test_logit_adjustment_moves_a_calibrated_model_to_the_balanced_posterior():
+    # p(y|x) ~ pi_y p(x|y); taking log pi away leaves p(x|y), the posterior under equal priors.
+    rng = np.random.default_rng(0)
+    likelihood, prior = rng.uniform(size=(7, K)), np.array([0.6, 0.2, 0.1, 0.07, 0.03])
+    logits = np.log(likelihood * prior)
+    balanced = metrics.softmax(metrics.logit_adjust(logits, np.log(prior), 1.0))
+    np.testing.assert_allclose(balanced, likelihood / likelihood.sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(metrics.logit_adjust(logits, np.log(prior), 0.0), logits)
+    with pytest.raises(ValueError, match=r"classes \[1\]"):
+        metrics.logit_adjust(logits, np.array([0.0, -np.inf, 0, 0, 0]), 1.0)

@@ -1,0 +1,262 @@
+"""report.json against its schema, report.html against its promises."""
+
+import dataclasses
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate import metrics, report
+from tests.evaluate.conftest import CLASSES, make_inputs
+
+SECTIONS = (
+    "summary",
+    "classes",
+    "galleries",
+    "selection",
+    "curves",
+    "recall",
+    "table",
+    "adjusted",
+    "paired",
+    "ledger",
+    "command",
+    "config",
+    "versions",
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    return report.write(make_inputs(), out), out
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} in strict JSON")
+
+
+def test_json_is_strict_and_round_trips(written):
+    returned, out = written
+    text = (out / "report.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=refuse_constant) == returned
+    assert report.read(out / "report.json") == returned
+    assert returned["config"]["rate"] is None  # NaN in a config
+    assert not list(out.rglob("*.partial"))
+
+
+def test_json_has_the_schemas_keys(written):
+    returned, _ = written
+    top = {"version", "command", "config", "environment", "dataset", "pool", "arms"}
+    assert top <= set(returned) and returned["version"] == 1
+    assert set(returned["dataset"]) == {
+        "name",
+        "classes",
+        "train_counts",
+        "groups",
+        "manifest_sha256",
+        "protocol",
+        "test_openings",
+    }
+    assert returned["dataset"]["groups"]["medium"] == [CLASSES[1], CLASSES[2]]
+    assert set(returned["pool"]) == {"generated", "accepted", "rejected", "per_class"}
+    assert returned["pool"]["rejected"] == {"ood": 7, "label": 3, "memorised": 0}
+    arm_keys = {
+        "name",
+        "controller",
+        "loss",
+        "seeds",
+        "metrics",
+        "recall_per_class",
+        "paired",
+        "ledger",
+    }
+    for arm in returned["arms"]:
+        assert arm_keys <= set(arm)
+        assert set(arm["metrics"]) == set(metrics.METRICS) == set(arm["metrics_logit_adjusted"])
+        for value in arm["metrics"].values():
+            assert set(value) == {"mean", "std", "n", "ci95", "values"}
+        assert len(arm["recall_per_class"]["mean"]) == len(CLASSES)
+        assert {"seconds", "images", "flops"} <= set(arm["ledger"])
+    compared = returned["arms"][1]["paired"]
+    assert compared["baseline"] == "ce"
+    assert {"difference", "ci95", "p", "p_holm"} <= set(compared["balanced_accuracy"])
+    assert returned["arms"][0]["paired"] == {"baseline": "ce"}
+
+
+def test_values_follow_the_seeds_in_ascending_order(written):
+    returned, _ = written
+    inputs = make_inputs()
+    by_seed = {run.seed: run for run in inputs.arms[0].runs}
+    arm = returned["arms"][0]
+    assert arm["seeds"] == [0, 1, 2]
+    for seed, value in zip(arm["seeds"], arm["metrics"]["accuracy"]["values"], strict=True):
+        hits = by_seed[seed].test_logits.argmax(axis=1) == inputs.dataset.test_labels
+        np.testing.assert_allclose(value, hits.mean())
+
+
+def test_ledger_keeps_own_runs_apart_from_shared_stages(written):
+    returned, _ = written
+    plain, pooled = returned["arms"][0]["ledger"], returned["arms"][2]["ledger"]
+    assert plain == {"seconds": 30.0, "images": 3000, "flops": 3e9, "relies_on": None}
+    assert pooled["seconds"] == 30.0
+    assert pooled["relies_on"] == {
+        "stages": ["generator"],
+        "seconds": 100.0,
+        "images": 5000,
+        "flops": 1e12,
+    }
+
+
+def test_html_is_self_contained_and_whole(written):
+    _, out = written
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page and "<script" not in page and "@import" not in page
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert sources and all(s.startswith(("#", "data:image/png;base64,")) for s in sources)
+    for section in SECTIONS:
+        assert f'id="{section}"' in page and f'href="#{section}"' in page
+    assert page.count("<img") == len(list((out / "figures").glob("*.png"))) == 8
+    assert "bkl &amp; &lt;b&gt;" in page and "<b>" not in page
+    assert "ISIC_0001.jpg: truncated" in page
+    assert "viewport" in page and "color-scheme: light dark" in page
+
+
+def test_the_summary_says_whether_an_arm_beats_the_baseline(written):
+    returned, _ = written
+    assert "1 of 2 arms beat it significantly" in returned["summary"]
+    assert "balanced_softmax" in returned["summary"]
+
+
+def test_the_summary_says_plainly_that_no_arm_does(tmp_path, inputs):
+    weak = tuple(arm for arm in inputs.arms if arm.name != "balanced_softmax")
+    returned = report.write(dataclasses.replace(inputs, arms=weak), tmp_path)
+    assert "None of the 1 other arms beats it significantly" in returned["summary"]
+
+
+def test_the_terminal_table_comes_from_the_json(written):
+    returned, _ = written
+    table = report.text_table(json.loads(json.dumps(returned)))
+    assert "balanced_softmax" in table and "(n=3)" in table and "±" in table
+
+
+def test_one_seed_without_pool_gallery_curves_or_val(tmp_path):
+    inputs = make_inputs(seeds=(0,), pool=None, gallery=None, costs=(), skipped=())
+    inputs = dataclasses.replace(
+        inputs,
+        dataset=dataclasses.replace(inputs.dataset, val_labels=None),
+        arms=tuple(
+            dataclasses.replace(
+                arm,
+                runs=tuple(
+                    dataclasses.replace(r, curves=(), val_logits=None, flops=None) for r in arm.runs
+                ),
+            )
+            for arm in inputs.arms
+        ),
+    )
+    returned = report.write(inputs, tmp_path)
+    arm = returned["arms"][0]
+    assert arm["metrics"]["accuracy"]["std"] is None and arm["metrics"]["accuracy"]["n"] == 1
+    assert arm["recall_per_class"]["std"] == [None] * len(CLASSES)
+    assert arm["ledger"]["flops"] is None and arm["val_balanced_accuracy"] is None
+    assert returned["pool"]["generated"] == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "n=1*" in page and "one seed" in page and "The pool is empty" in page
+    assert "No curves were recorded" in page and "No images were generated" in page
+    assert "(n=1*)" in report.text_table(returned)
+
+
+def test_an_arm_alone_and_an_absent_class(tmp_path, inputs):
+    labels = np.where(inputs.dataset.test_labels == 3, 0, inputs.dataset.test_labels)
+    alone = dataclasses.replace(
+        inputs,
+        arms=inputs.arms[:1],
+        dataset=dataclasses.replace(inputs.dataset, test_labels=labels),
+    )
+    returned = report.write(alone, tmp_path)
+    assert returned["absent_test_classes"] == ["df"]
+    assert returned["arms"][0]["metrics"]["recall_tail"]["mean"] is None
+    assert returned["arms"][0]["recall_per_class"]["mean"][3] is None
+    assert "no other arm" in returned["summary"]
+    assert "left out of macro averages: df" in (tmp_path / "report.html").read_text()
+
+
+def test_a_class_missing_from_all_predictions_has_recall_zero(tmp_path, inputs):
+    runs = []
+    for run in inputs.arms[0].runs:
+        logits = run.test_logits.copy()
+        logits[:, 3] = -50.0
+        runs.append(dataclasses.replace(run, test_logits=logits))
+    arm = dataclasses.replace(inputs.arms[0], runs=tuple(runs))
+    returned = report.write(dataclasses.replace(inputs, arms=(arm, inputs.arms[1])), tmp_path)
+    assert returned["arms"][0]["metrics"]["recall_tail"]["mean"] == 0.0
+
+
+def test_logit_adjustment_enters_with_tau_and_prior(inputs):
+    adjusted = report._analyse(inputs, tau=1.0, permutations=0)["ce"].summaries["accuracy"]
+    arm = inputs.arms[0]
+    expected = [
+        ((run.test_logits - arm.log_prior).argmax(axis=1) == inputs.dataset.test_labels).mean()
+        for run in sorted(arm.runs, key=lambda r: r.seed)
+    ]
+    np.testing.assert_allclose(adjusted.values, expected)
+
+
+def test_nan_logits_name_arm_seed_and_row_before_anything_is_written(tmp_path, inputs):
+    inputs.arms[1].runs[0].test_logits[7, 0] = math.nan
+    with pytest.raises(ValueError, match=r"arm 'balanced_softmax', seed 2, row 7"):
+        report.write(inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda i: {"evaluate": EvaluateConfig(baseline="nope")}, r"baseline: got 'nope'.*'ce'"),
+        (lambda i: {"environment": {"python": "3"}}, "environment: missing jax"),
+        (lambda i: {"arms": (i.arms[0], i.arms[0])}, "distinct"),
+        (lambda i: {"arms": (dataclasses.replace(i.arms[0], runs=()),)}, "one run or more"),
+        (lambda i: {"dataset": dataclasses.replace(i.dataset, train_counts=(1,))}, "train_counts"),
+        (lambda i: {"dataset": dataclasses.replace(i.dataset, test_groups=["a"])}, "test_groups"),
+        (
+            lambda i: {
+                "dataset": dataclasses.replace(
+                    i.dataset, groups={"head": (0,), "medium": (), "tail": (3,)}
+                )
+            },
+            "each of 0 to 3 once",
+        ),
+        (
+            lambda i: {
+                "arms": (
+                    dataclasses.replace(
+                        i.arms[0],
+                        runs=(
+                            dataclasses.replace(
+                                i.arms[0].runs[0], test_logits=np.zeros((3, 4), np.float32)
+                            ),
+                        ),
+                    ),
+                )
+            },
+            r"arm 'ce', seed 2: test logits \(3, 4\)",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(inputs, change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(inputs, **change(inputs))
+
+
+def test_a_damaged_or_foreign_report_is_refused(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="not JSON"):
+        report.read(path)
+    path.write_text('{"version": 9}', encoding="utf-8")
+    with pytest.raises(ValueError, match="version 9"):
+        report.read(path)

@@ -1,0 +1,198 @@
+"""Replicates against explicit resamples, coverage and test size by simulation."""
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+
+from lt_jax.evaluate import metrics, ranking, resampling
+
+K = 4
+CLASS_GROUPS = {"head": [0], "medium": [1, 2], "tail": [3]}
+
+
+def draw(seed=0, n=160, images_a_group=2, decimals=2):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(K), rng.choice(K, n - K, p=[0.5, 0.25, 0.15, 0.1])])
+    logits = rng.normal(size=(2, n, K)) + 1.2 * np.eye(K)[labels]
+    probabilities = np.round(metrics.softmax(logits), decimals)  # with ties
+    groups = rng.permutation(n) // images_a_group
+    return probabilities, resampling.Truth(labels, groups, CLASS_GROUPS, K)
+
+
+def sums_at(p, truth, weights):
+    run = resampling.run_sums(p, truth.labels, truth.groups, truth.n_groups, truth.bins)
+    return resampling.metrics_of_sums(run.matrix @ weights, run.starts, truth)
+
+
+def test_replicates_equal_scikit_learn_with_sample_weight():
+    probabilities, truth = draw()
+    weights = resampling.group_weights(np.random.default_rng(1), truth.n_groups, 5)
+    got = dict(zip(metrics.METRICS, sums_at(probabilities[0], truth, weights), strict=True))
+    onehot, predicted = np.eye(K)[truth.labels], probabilities[0].argmax(axis=1)
+    for r in range(5):
+        w = weights[truth.groups, r].astype(float)
+        recall = sk.recall_score(truth.labels, predicted, average=None, sample_weight=w)
+        expected = {
+            "accuracy": sk.accuracy_score(truth.labels, predicted, sample_weight=w),
+            "balanced_accuracy": recall.mean(),
+            "macro_f1": sk.f1_score(truth.labels, predicted, average="macro", sample_weight=w),
+            "auroc_macro": sk.roc_auc_score(onehot, probabilities[0], sample_weight=w),
+            "auprc_macro": sk.average_precision_score(onehot, probabilities[0], sample_weight=w),
+            "recall_tail": recall[3],
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(got[name][r], value, rtol=1e-5, err_msg=name)
+
+
+def test_replicates_equal_metrics_of_the_repeated_images():
+    probabilities, truth = draw(decimals=6)
+    weights = resampling.group_weights(np.random.default_rng(1), truth.n_groups, 3)
+    got = sums_at(probabilities[0], truth, weights)
+    for r in range(3):
+        times = weights[truth.groups, r].astype(int)
+        p, y = np.repeat(probabilities[0], times, axis=0), np.repeat(truth.labels, times)
+        expected = metrics.evaluate(p, y, CLASS_GROUPS)
+        for q, name in enumerate(metrics.METRICS):
+            np.testing.assert_allclose(got[q, r], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_resample_without_a_class_leaves_it_out():
+    probabilities, truth = draw(images_a_group=1)
+    weights = np.ones((truth.n_groups, 1), np.float32)
+    weights[truth.groups[truth.labels == 3]] = 0
+    got = dict(zip(metrics.METRICS, sums_at(probabilities[0], truth, weights)[:, 0], strict=True))
+    kept = truth.labels != 3
+    expected = metrics.evaluate(probabilities[0][kept], truth.labels[kept], CLASS_GROUPS)
+    assert np.isnan(got["recall_tail"])
+    for name in ("balanced_accuracy", "macro_f1", "auroc_macro", "auprc_macro", "accuracy"):
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_cumulative_equals_cumsum_at_every_length():
+    rng = np.random.default_rng(0)
+    for t in (1, 15, 63, 64, 65, 80, 200):
+        x = rng.integers(0, 9, (t, 3)).astype(np.float32)
+        np.testing.assert_array_equal(ranking.cumulative(x), np.cumsum(x, axis=0))
+
+
+def test_group_weights_draw_as_many_groups_as_there_are():
+    weights = resampling.group_weights(np.random.default_rng(0), 50, 4000)
+    np.testing.assert_array_equal(weights.sum(axis=0), 50)
+    # Binomial(50, 1/50): mean 1, variance 0.98; four standard errors of 200,000 draws.
+    assert abs(weights.var() - 0.98) < 0.02
+
+
+def test_bootstrap_pairs_runs_and_depends_on_the_seed_alone():
+    probabilities, truth = draw()
+    both = resampling.bootstrap(list(probabilities), truth, 150, seed=3)
+    second = resampling.bootstrap([probabilities[1]], truth, 150, seed=3)
+    np.testing.assert_array_equal(both[1], second[0])
+    assert not np.array_equal(both[0], resampling.bootstrap([probabilities[0]], truth, 150, 4)[0])
+    # Equal runs differ by exactly nothing on every resample, so the draws are shared.
+    same = resampling.bootstrap([probabilities[0]] * 2, truth, 150, seed=3)
+    np.testing.assert_array_equal(same[0], same[1])
+
+
+def test_whole_groups_are_resampled():
+    # Two images a group, always right or wrong together: the variance is that of 40 draws, not 80.
+    labels = np.zeros(80, int)
+    labels[-2:] = 1
+    hit = np.repeat(np.arange(40) % 2 == 0, 2)
+    p = np.where(hit[:, None], np.eye(2)[labels], np.eye(2)[1 - labels])
+    groups = {"head": [0], "medium": [], "tail": [1]}
+    truth = resampling.Truth(labels, np.repeat(np.arange(40), 2), groups, 2)
+    accuracy = resampling.bootstrap([p], truth, 4000, 0)[0, 0]
+    np.testing.assert_allclose(accuracy.var(), 0.25 / 40, rtol=0.1)
+
+
+def test_seed_weights_are_shared_by_equal_seeds_and_sum_to_one():
+    one = resampling.seed_weights((0, 1, 2), 500, 0)
+    np.testing.assert_array_equal(one, resampling.seed_weights((0, 1, 2), 500, 0))
+    assert not np.array_equal(one, resampling.seed_weights((3, 4, 5), 500, 0))
+    np.testing.assert_allclose(one.sum(axis=0), 1.0)
+    np.testing.assert_array_equal(resampling.seed_weights((7,), 5, 0), 1.0)
+
+
+def test_group_codes_take_names_and_numbers():
+    np.testing.assert_array_equal(resampling.group_codes(["b", "a", "b"]), [1, 0, 1])
+    np.testing.assert_array_equal(resampling.group_codes(np.array([9, 2, 9])), [1, 0, 1])
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_intervals_cover_the_population_value(seeds):
+    # Group effects, seed effects and noise on a binary task whose true accuracy is known: a hit is
+    # a latent above 0. 300 simulations: the standard error of a coverage of 0.95 is 0.013.
+    rng = np.random.default_rng(5)
+    simulations, groups, a_group = 300, 60, 2
+    noise, seed_sd = 0.8, 0.0 if seeds == 1 else 0.15
+    scale = np.sqrt(1 + noise**2 + seed_sd**2)
+    from scipy.stats import norm
+
+    expected = norm.cdf(0.5 / scale)
+    covered = 0
+    codes = np.repeat(np.arange(groups), a_group)
+    labels = np.arange(groups * a_group) % 2
+    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
+    for s in range(simulations):
+        effect = rng.normal(size=groups)[codes]
+        run = 0.5 + seed_sd * rng.normal(size=(seeds, 1))
+        hit = run + effect[None] + noise * rng.normal(size=(seeds, len(labels))) > 0
+        p = np.where(hit[..., None], np.eye(2)[labels][None], np.eye(2)[1 - labels][None])
+        replicates = resampling.bootstrap(list(p), truth, 256, seed=s)[:, 0]
+        weights = resampling.seed_weights(tuple(range(seeds)), 256, seed=s)
+        low, high = np.quantile((replicates * weights).sum(axis=0), [0.025, 0.975])
+        covered += low <= expected <= high
+    assert 0.90 <= covered / simulations <= 0.985
+
+
+def pair_of_arms(rng, advantage, groups=40, a_group=2):
+    labels = np.arange(groups * a_group) % 2
+    codes = np.repeat(np.arange(groups), a_group)
+    effect = rng.normal(size=(groups, 1))[codes]
+    logits = [
+        effect * (2 * np.eye(2)[labels] - 1)
+        + rng.normal(size=(len(labels), 2))
+        + gain * np.eye(2)[labels]
+        for gain in (0.5 + advantage, 0.5)
+    ]
+    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
+    return [metrics.softmax(x) for x in logits], truth
+
+
+def test_permutation_keeps_its_size_and_finds_a_real_difference():
+    rng = np.random.default_rng(0)
+    q = [metrics.METRICS.index(name) for name in ("balanced_accuracy", "auroc_macro", "ece")]
+    null = []
+    for s in range(200):
+        (a, b), truth = pair_of_arms(rng, advantage=0.0)
+        null.append(resampling.permutation([(a, b)], truth, 127, s)[q])
+    rejected = (np.array(null) <= 0.05).mean(axis=0)
+    # 200 simulations: 0.05 has a standard error of 0.0155; discreteness only lowers the size.
+    assert (rejected <= 0.05 + 3 * 0.0155).all()
+    assert (rejected[1:] >= 0.01).all()
+    (a, b), truth = pair_of_arms(rng, advantage=2.0)
+    assert (resampling.permutation([(a, b)], truth, 499, 0)[q[:2]] < 0.01).all()
+
+
+def test_permutation_equals_metrics_of_explicitly_swapped_arms():
+    (a, b), truth = pair_of_arms(np.random.default_rng(1), advantage=0.6, groups=20)
+    truth = resampling.Truth(truth.labels, truth.groups, truth.class_groups, 2)
+    swaps = np.random.default_rng([4, 2]).integers(2, size=(truth.n_groups, 100))
+    evaluate = lambda p: metrics.evaluate(p, truth.labels, truth.class_groups)
+    for name in ("accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece"):
+        observed = abs(evaluate(a)[name] - evaluate(b)[name])
+        exceed = 0
+        for r in range(100):
+            swap = swaps[truth.groups, r][:, None] == 1
+            x, y = np.where(swap, b, a), np.where(swap, a, b)
+            exceed += abs(evaluate(x)[name] - evaluate(y)[name]) >= observed - 1e-6
+        got = resampling.permutation([(a, b)], truth, 100, 4)[metrics.METRICS.index(name)]
+        # float32 sums may break a near tie of ECE otherwise than float64 ones.
+        assert abs(got - (1 + exceed) / 101) < 1.5 / 101, name
+
+
+def test_permutation_of_equal_arms_is_one():
+    (a, _), truth = pair_of_arms(np.random.default_rng(1), advantage=0.0)
+    p = resampling.permutation([(a, a)], truth, 50, 0)
+    np.testing.assert_array_equal(p[~np.isnan(p)], 1.0)
+    assert np.isnan(p[metrics.METRICS.index("recall_medium")])

@@ -1,0 +1,45 @@
+"""The boundary around Flax: parameters made under one jit, counted without being made."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.models import module
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dense(3)(x)
+        return nn.Dropout(0.5)(x, deterministic=not train)
+
+
+def test_init_depends_on_the_key_and_on_shapes_alone(getkey):
+    key = getkey()
+    from_values = module.init(Small(), key, jnp.full((2, 5), 7.0), train=False)
+    from_shape = module.init(Small(), key, jax.ShapeDtypeStruct((2, 5), jnp.float32), train=False)
+    other = module.init(Small(), getkey(), jnp.ones((2, 5)), train=False)
+    kernel = from_values["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, from_shape["Dense_0"]["kernel"])
+    assert not np.array_equal(kernel, other["Dense_0"]["kernel"])
+
+
+def test_abstract_agrees_with_init_and_counts(getkey):
+    x = jnp.ones((1, 5))
+    params = module.init(Small(), getkey(), x, train=False)
+    shapes = module.abstract(Small(), x, train=False)
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    assert described == shapes
+    assert module.count(params) == module.count(shapes) == 5 * 3 + 3
+
+
+def test_key_feeds_dropout_and_only_dropout(getkey):
+    x = jnp.ones((4, 5))
+    params = module.init(Small(), getkey(), x, train=False)
+    key = getkey()
+    plain = module.apply(Small(), params, x, train=False)
+    np.testing.assert_array_equal(plain, module.apply(Small(), params, x, key=key, train=False))
+    dropped = module.apply(Small(), params, x, key=key, train=True)
+    assert (np.asarray(dropped) == 0).any()
+    np.testing.assert_array_equal(dropped, module.apply(Small(), params, x, key=key, train=True))

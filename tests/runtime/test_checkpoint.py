@@ -1,0 +1,191 @@
+"""Checkpoints: what is restored is what was saved, or the step before it, or an error."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+
+from lt_jax.config import OptimizerConfig
+from lt_jax.runtime import checkpoint, faults, mesh, train_state
+from lt_jax.runtime.checkpoint import Checkpointer
+
+
+def make_state(seed: int, devices: int = 1, width: int = 64) -> train_state.TrainState:
+    optimizer = train_state.make_optimizer(OptimizerConfig(warmup_steps=0), 10)
+    rng = np.random.default_rng(seed)
+    params = {
+        "dense": {"kernel": jnp.asarray(rng.normal(size=(width, 32)), jnp.float32)},
+        "half": jnp.asarray(rng.normal(size=9), jnp.bfloat16),
+    }
+    state = train_state.create(params, optimizer)
+    gradients = jax.tree.map(jnp.ones_like, params)
+    _, opt_state = optimizer.update(gradients, state.opt_state, params)
+    state = state.replace(opt_state=opt_state, step=jnp.asarray(seed, jnp.int32))
+    return jax.device_put(state, mesh.replicated(mesh.make_mesh(devices)))
+
+
+def assert_equal(left, right) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens checkpointers on `tmp_path`/c and closes them at the test's end."""
+    made = []
+
+    def make() -> Checkpointer:
+        made.append(Checkpointer(tmp_path / "c"))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 1), (2, 2), (8, 8), (2, 8), (8, 1)])
+def test_a_train_state_comes_back_bit_for_bit_on_any_number_of_devices(
+    opened, saved_on, restored_on
+):
+    state = make_state(3, saved_on)
+    opened().save(3, state, {"ledger": {"seconds": 0.1}})
+    target = make_state(0, restored_on)
+    found = opened().restore(target)
+    assert found is not None
+    step, restored, note = found
+    assert (step, note) == (3, {"ledger": {"seconds": 0.1}})
+    assert isinstance(restored, train_state.TrainState)
+    assert_equal(restored, state)
+    assert restored.params["half"].sharding == target.params["half"].sharding
+    jax.jit(lambda s: s, donate_argnums=0)(restored)  # buffers are its own
+
+
+def test_where_nothing_was_saved_nothing_is_found(opened):
+    assert opened().restore(make_state(0)) is None
+
+
+def test_the_last_two_steps_are_kept(opened, tmp_path):
+    checkpoints = opened()
+    for step in (2, 4, 6):
+        checkpoints.save(step, make_state(step), {})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["4", "6"]
+
+
+def flip_a_byte(folder) -> None:
+    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    raw = bytearray(largest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    largest.write_bytes(raw)
+
+
+def rewrite_the_note(folder) -> None:
+    path = folder / "note" / "metadata"
+    note = json.loads(path.read_text())
+    path.write_text(json.dumps({**note, "digest": "0" * 64}))
+
+
+def cut_the_note(folder) -> None:
+    path = folder / "note" / "metadata"
+    path.write_text(path.read_text()[:20])
+
+
+def lose_the_arrays(folder) -> None:
+    for path in (folder / "state").rglob("*"):
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, rewrite_the_note, cut_the_note, lose_the_arrays])
+def test_a_damaged_step_is_dropped_with_a_warning_for_the_one_before(
+    opened, tmp_path, monkeypatch, damage
+):
+    first = opened()
+    first.save(2, make_state(2), {"at": 2})
+    first.save(4, make_state(4), {"at": 4})
+    damage(tmp_path / "c" / "4")
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda text, *args: warnings.append(text % args))
+    second = opened()
+    step, restored, note = second.restore(make_state(0))
+    assert (step, note) == (2, {"at": 2})
+    assert_equal(restored, make_state(2))
+    assert sum("c/4 is corrupt" in warning for warning in warnings) == 1
+    second.save(4, make_state(4), {"at": 44})  # made again
+    assert second.restore(make_state(0))[2] == {"at": 44}
+
+
+def test_where_every_step_is_damaged_nothing_is_found(opened, tmp_path):
+    opened().save(2, make_state(2), {})
+    flip_a_byte(tmp_path / "c" / "2")
+    assert opened().restore(make_state(0)) is None
+
+
+def test_another_networks_checkpoint_is_an_error_and_stays(opened, tmp_path):
+    """It once was taken for a damaged one, and deleted."""
+    opened().save(2, make_state(2), {})
+    with pytest.raises(ValueError, match="c/2 holds arrays of other names, types or shapes"):
+        opened().restore(make_state(0, width=65))
+    assert opened().restore(make_state(0)) is not None
+
+
+def test_a_step_that_stands_is_left_and_an_earlier_one_refused(opened):
+    checkpoints = opened()
+    checkpoints.save(4, make_state(4), {"at": "first"})
+    checkpoints.save(4, make_state(4), {"at": "second"})
+    assert checkpoints.restore(make_state(0))[2] == {"at": "first"}
+    with pytest.raises(ValueError, match="step 3 is not saved, since step 4"):
+        checkpoints.save(3, make_state(3), {})
+
+
+def test_what_a_killed_save_left_is_ignored_and_removed(opened, tmp_path):
+    opened().save(2, make_state(2), {})
+    half = tmp_path / "c" / "4.orbax-checkpoint-tmp"
+    half.mkdir()
+    (half / "arrays").write_bytes(b"x")
+    again = opened()
+    assert again.restore(make_state(0))[0] == 2
+    again.save(4, make_state(4), {})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "4"]
+
+
+def test_no_space_left_is_said_and_the_last_step_is_intact(opened, monkeypatch):
+    checkpoints = opened()
+    checkpoints.save(2, make_state(2), {})
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(faults.DiskFullError, match="writing the checkpoint"):
+            checkpoints.save(4, make_state(4), {})
+    assert checkpoints.restore(make_state(0))[0] == 2
+
+
+def test_digests_see_names_types_shapes_and_every_byte():
+    base = {"a": np.zeros(4, np.float32), "b": np.ones(2, np.float32)}
+    others = [
+        {"c": base["a"], "b": base["b"]},
+        {**base, "a": np.zeros(4, np.int32)},
+        {**base, "a": np.zeros((2, 2), np.float32)},
+        {**base, "a": np.array([0, 0, 0, -0.0], np.float32)},
+        {"a": base["b"], "b": base["a"]},
+    ]
+    assert len({checkpoint.digest(tree) for tree in (base, *others)}) == 6
+    assert checkpoint.digest(jax.tree.map(jnp.asarray, base)) == checkpoint.digest(base)
+
+
+def test_a_finished_tree_is_read_back_replaced_and_checked(tmp_path):
+    folder = tmp_path / "params"
+    for seed in (1, 2):
+        checkpoint.save_tree(folder, make_state(seed).params)
+        target = jax.tree.map(jnp.zeros_like, make_state(0).params)
+        assert_equal(checkpoint.load_tree(folder, target), make_state(seed).params)
+    flip_a_byte(folder / "0")
+    with pytest.raises(ValueError, match="params: no intact checkpoint; delete"):
+        checkpoint.load_tree(folder, target)

@@ -1,0 +1,143 @@
+"""Locks, full disks and signals: what other processes and kills leave intact."""
+
+import errno
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lt_jax.runtime import faults
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOLD = """
+import pathlib, sys, time
+from lt_jax.runtime import faults
+with faults.lock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp_path):
+    workdir = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(workdir)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        try:
+            assert other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(faults.WorkdirInUseError, match=f"in use by process {other.pid};"),
+                faults.lock(workdir),
+            ):
+                pass
+            os.kill(other.pid, signal.SIGKILL)
+            other.wait()
+            with faults.lock(workdir):
+                assert (workdir / ".lock").read_text() == str(os.getpid())
+        finally:
+            other.kill()
+
+
+def test_a_lock_is_freed_by_its_end_and_by_an_error(tmp_path):
+    with faults.lock(tmp_path):
+        pass
+    with pytest.raises(KeyError), faults.lock(tmp_path):
+        raise KeyError
+    with faults.lock(tmp_path):
+        pass
+
+
+def test_files_are_written_whole_from_text_or_bytes(tmp_path):
+    path = tmp_path / "note.json"
+    faults.write_atomically(path, "größer", "a note")
+    assert path.read_text() == "größer"
+    faults.write_atomically(path, b"\x00\x01", "a note")
+    assert path.read_bytes() == b"\x00\x01"
+    assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, number, call):
+    path = tmp_path / "note.json"
+    path.write_text("old")
+
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults.os, call, full)
+        with pytest.raises(faults.DiskFullError, match=r"writing a note \(2\.0 MiB needed\).*free"):
+            faults.write_atomically(path, b"x" * 2**21, "a note")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
+
+
+def test_other_errors_leave_the_old_file_and_pass_as_they_are(tmp_path, monkeypatch):
+    path = tmp_path / "note.json"
+    path.write_text("old")
+
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(faults.os, "fsync", broken)
+        with pytest.raises(OSError, match="Input/output") as caught:
+            faults.write_atomically(path, "new", "a note")
+    assert not isinstance(caught.value, faults.DiskFullError)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "x"),
+        OSError(errno.EDQUOT, "x"),
+        ValueError("RESOURCE_EXHAUSTED: ... No space left on device [os_error_code='28']"),
+        RuntimeError("write() failed: Disk quota exceeded; writing 00001.tmp"),
+    ],
+)
+def test_full_disks_are_known_by_number_or_by_text(tmp_path, error):
+    with (
+        pytest.raises(faults.DiskFullError, match="the checkpoint to") as caught,
+        faults.disk_errors(tmp_path, "the checkpoint"),
+    ):
+        raise error
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.__cause__ is error
+
+
+def test_an_error_that_says_what_to_do_is_not_wrapped_again(tmp_path):
+    with (
+        pytest.raises(faults.DiskFullError, match="inner") as caught,
+        faults.disk_errors(tmp_path, "outer"),
+        faults.disk_errors(tmp_path, "inner"),
+    ):
+        raise OSError(errno.ENOSPC, "x")
+    assert "outer" not in str(caught.value)
+
+
+@pytest.fixture
+def sigterm():
+    """The handler, installed; handler and event are put back afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    faults.install_sigterm_handler()
+    yield
+    signal.signal(signal.SIGTERM, before)
+    faults._stop.clear()
+
+
+def test_sigterm_asks_to_stop_and_does_nothing_else(sigterm):
+    assert not faults.stopping()
+    faults.raise_if_stopping("nothing")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)  # handlers run between bytecodes
+    assert faults.stopping()
+    with pytest.raises(faults.Preempted, match="SIGTERM: step 3 is saved; the same command"):
+        faults.raise_if_stopping("step 3")

@@ -1,0 +1,34 @@
+"""The ledger: sums over parts and restarts, and FLOPs against a count by hand."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from lt_jax.runtime import ledger
+
+
+def test_costs_add_field_by_field_and_survive_json():
+    total = ledger.Ledger(1.0, 2, 3.0, 0.5)
+    total.add(ledger.Ledger(10.0, 20, 30.0, 0.25))
+    assert total == ledger.Ledger(11.0, 22, 33.0, 0.75)
+    assert ledger.Ledger.of(dataclasses.asdict(total)) == total
+
+
+def test_a_clock_books_every_second_once():
+    costs = ledger.Ledger(seconds=100.0)
+    since = time.perf_counter()
+    clock = ledger.Clock(costs)
+    for _ in range(5):
+        time.sleep(0.01)
+        clock.read()
+    elapsed = time.perf_counter() - since
+    assert 100.05 <= costs.seconds <= 100.0 + elapsed
+
+
+def test_flops_of_a_matrix_product():
+    product = jax.jit(lambda a, b: a @ b)
+    counted = ledger.flops(product, jnp.ones((8, 16)), jnp.ones((16, 32)))
+    assert counted == pytest.approx(2 * 8 * 16 * 32, rel=0.05)

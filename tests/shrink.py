@@ -1,0 +1,25 @@
+"""Any config, cut down to a run of seconds: the same stages, arms and options at the least size."""
+
+import ml_collections
+
+
+def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Least steps, networks, images and seeds; everything else as it is."""
+    with config.unlocked():
+        config.data.image_size = 8
+        for part in (config.generator, config.extractor, config.classify):
+            part.update(steps=4, batch_size=16)
+        config.generator.model.update(
+            channels=(8, 16), blocks=1, attention_resolutions=(2,), embedding=16, patch_size=2,
+        )
+        tiny_vit = dict(variant="custom", width=16, depth=1, heads=2, mlp=16, patch_size=4)
+        for part in (config.extractor, config.classify):
+            part.model.vit.update(tiny_vit)
+            part.model.resnet.update(channels=(8,), blocks=(1,))
+        config.classify.update(rounds=2, seeds=(0, 1))
+        config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)
+        # A network of four steps passes no honest gate; this run is about the plumbing.
+        config.synthesize.selection.update(keep_rate=1.0, label_probability=0.0, pooling=1e6)
+        config.evaluate.update(resamples=100, permutations=100)
+        config.runtime.update(log_every=2, checkpoint_every=2)
+    return config

@@ -6,6 +6,8 @@ Data: scikit-learn's 1,797 digits of 8 x 8 pixels (embedded in its wheel). The t
 exponentially from 100 images of "0" to 5 of "9"; the other splits stay balanced.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
@@ -13,11 +15,17 @@ from lt_jax import config as config_lib
 
 def get_config() -> ConfigDict:
     """The locked config."""
-    config = config_lib.defaults()
+    config: Any = config_lib.defaults()
     with config.unlocked():
         config.data.update(
-            source="digits", image_size=8, channels=1, profile="exponential",
-            imbalance_factor=20.0, head_above=50, tail_below=20, near_duplicates="off",
+            source="digits",
+            image_size=8,
+            channels=1,
+            profile="exponential",
+            imbalance_factor=20.0,
+            head_above=50,
+            tail_below=20,
+            near_duplicates="off",
         )
         config.data.split.update(policy_val=0.1, val=0.1, test=0.24)
 
@@ -27,7 +35,14 @@ def get_config() -> ConfigDict:
         generator.optimizer.update(learning_rate=2e-3, warmup_steps=50)
         generator.augment.update(shift=1)
 
-        vit = dict(variant="custom", width=64, depth=4, heads=4, mlp=128, patch_size=2)
+        vit = {
+            "variant": "custom",
+            "width": 64,
+            "depth": 4,
+            "heads": 4,
+            "mlp": 128,
+            "patch_size": 2,
+        }
         for part, steps in ((config.extractor, 300), (config.classify, 300)):
             part.update(steps=steps, batch_size=128)
             part.model.vit.update(vit)
@@ -35,7 +50,11 @@ def get_config() -> ConfigDict:
             part.augment.update(shift=1, scale=0.1, rotate=10.0)
 
         config.synthesize.update(
-            sampler="dpmpp_2m", steps=20, guidance_scale=1.5, batch_size=128, min_dose=1.0,
+            sampler="dpmpp_2m",
+            steps=20,
+            guidance_scale=1.5,
+            batch_size=128,
+            min_dose=1.0,
         )
         config.classify.arms = arms()
         config.runtime.update(log_every=50, checkpoint_every=100)

@@ -6,6 +6,8 @@ DIR holds the official layout: `HAM10000_metadata.csv` and the image folder, and
 where they are wanted. Splits keep all images of a lesion on one side.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
@@ -13,35 +15,59 @@ from lt_jax import config as config_lib
 
 def get_config() -> ConfigDict:
     """The locked config."""
-    config = config_lib.defaults()
+    config: Any = config_lib.defaults()
     with config.unlocked():
         config.data.update(
-            source="ham10000", image_size=32, channels=3, profile="natural",
-            head_above=1000, tail_below=100,
+            source="ham10000",
+            image_size=32,
+            channels=3,
+            profile="natural",
+            head_above=1000,
+            tail_below=100,
         )
         # Lesions have no up or down, and neither has dermoscopy.
-        symmetric = dict(horizontal_flip=True, vertical_flip=True, rotate90=True)
+        symmetric = {"horizontal_flip": True, "vertical_flip": True, "rotate90": True}
 
         generator = config.generator
         generator.update(steps=900, batch_size=128, ema_decay=0.998, sampler="square_root")
         generator.model.update(
-            channels=(32, 64, 64), blocks=2, attention_resolutions=(8,), patch_size=2,
+            channels=(32, 64, 64),
+            blocks=2,
+            attention_resolutions=(8,),
+            patch_size=2,
         )
         generator.optimizer.update(learning_rate=1e-3, warmup_steps=100)
         generator.augment.update(symmetric)
 
-        vit = dict(variant="custom", width=64, depth=4, heads=1, mlp=128, patch_size=4)
+        vit = {
+            "variant": "custom",
+            "width": 64,
+            "depth": 4,
+            "heads": 1,
+            "mlp": 128,
+            "patch_size": 4,
+        }
         for part, steps in ((config.extractor, 400), (config.classify, 400)):
             part.update(steps=steps, batch_size=128)
             part.model.vit.update(vit)
             part.optimizer.update(learning_rate=2e-3, warmup_steps=50, weight_decay=0.05)
             part.augment.update(
-                **symmetric, shift=2, scale=0.1, brightness=0.1, contrast=0.1, saturation=0.1,
+                **symmetric,
+                shift=2,
+                scale=0.1,
+                brightness=0.1,
+                contrast=0.1,
+                saturation=0.1,
             )
 
         config.synthesize.update(
-            sampler="dpmpp_2m", steps=20, guidance_scale=1.5, batch_size=128, fill_to=500,
-            min_dose=0.5, max_attempts=2.0,
+            sampler="dpmpp_2m",
+            steps=20,
+            guidance_scale=1.5,
+            batch_size=128,
+            fill_to=500,
+            min_dose=0.5,
+            max_attempts=2.0,
         )
         config.classify.arms = arms()
     return config
@@ -58,7 +84,9 @@ def arms() -> dict[str, dict[str, object]]:
         "synthetic_uniform_50": {"controller": "uniform", "dose": 0.5},
         "synthetic_fill_to_500": {"controller": "fill_to_head", "fill_to": 500},
         "synthetic_fill_to_500_balanced_softmax": {
-            "controller": "fill_to_head", "fill_to": 500, "loss": "balanced_softmax",
+            "controller": "fill_to_head",
+            "fill_to": 500,
+            "loss": "balanced_softmax",
         },
         "source_replay_500": {"controller": "source_replay", "fill_to": 500},
     }

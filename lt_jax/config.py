@@ -1,4 +1,4 @@
-"""What each stage receives: frozen dataclasses, built from a ConfigDict with errors that name the field.
+"""What each stage receives: frozen dataclasses, built from a ConfigDict; errors name the field.
 
 A config file returns a locked `ml_collections.ConfigDict` with the same names as the dataclasses
 below. `build(Config, config_dict)` is the one edge between the two: it refuses unknown fields,
@@ -20,6 +20,20 @@ class ConfigError(ValueError):
     """A config field that is unknown, of the wrong type, or out of range."""
 
 
+class FrozenDict(dict):
+    """A dict that is hashable and refuses changes, so that configs stay usable as cache keys."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        """Equal mappings hash alike, whatever their order."""
+        return hash(frozenset(self.items()))
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Refused."""
+        raise TypeError("a config is frozen; override it with --config.<path>=<value>")
+
+    __delitem__ = __setitem__  # type: ignore[assignment]
+
+
 def bounded(default: Any, low: float | None = None, high: float | None = None) -> Any:
     """A field whose numbers (each one, for a tuple) lie in [low, high]."""
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
@@ -28,11 +42,6 @@ def bounded(default: Any, low: float | None = None, high: float | None = None) -
 def choice(default: str, *choices: str) -> Any:
     """A field that takes one of a few names."""
     return dataclasses.field(default=default, metadata={"choices": (default, *choices)})
-
-
-def section(cls: type[T]) -> T:
-    """A nested dataclass, made of its own defaults."""
-    return dataclasses.field(default_factory=cls)
 
 
 def not_in_key(default: Any) -> Any:
@@ -60,7 +69,7 @@ class DataConfig:
     manifest: str = ""  # a saved manifest to reuse: its splits, not new ones
     image_size: int = bounded(32, 4, 1024)
     channels: int = bounded(3, 1, 3)
-    split: SplitConfig = section(SplitConfig)
+    split: SplitConfig = SplitConfig()
     profile: str = choice("natural", "exponential", "pareto")
     imbalance_factor: float = bounded(1.0, 1.0, 1e6)  # largest over smallest train count
     pareto_shape: float = bounded(6.0, 0.1, 100.0)
@@ -130,10 +139,10 @@ class ProcessConfig:
 class GeneratorConfig:
     """Training of the diffusion model."""
 
-    model: UNetConfig = section(UNetConfig)
-    process: ProcessConfig = section(ProcessConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
-    augment: AugmentConfig = section(AugmentConfig)
+    model: UNetConfig = UNetConfig()
+    process: ProcessConfig = ProcessConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
     sampler: str = choice("square_root", "instance", "balanced")
     steps: int = bounded(400, 1)
     batch_size: int = bounded(128, 1)
@@ -173,20 +182,25 @@ class ClassifierConfig:
     """Which network classifies; both descriptions may stand, `kind` chooses."""
 
     kind: str = choice("vit", "resnet")
-    vit: ViTConfig = section(ViTConfig)
-    resnet: ResNetConfig = section(ResNetConfig)
+    vit: ViTConfig = ViTConfig()
+    resnet: ResNetConfig = ResNetConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractorConfig:
     """A classifier on real train images; its features feed selection and fidelity."""
 
-    model: ClassifierConfig = section(ClassifierConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
-    augment: AugmentConfig = section(AugmentConfig)
+    model: ClassifierConfig = ClassifierConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
     loss: str = choice(
-        "balanced_softmax", "cross_entropy", "inverse_weighted", "effective_number", "focal",
-        "ldam_drw", "logit_adjusted",
+        "balanced_softmax",
+        "cross_entropy",
+        "inverse_weighted",
+        "effective_number",
+        "focal",
+        "ldam_drw",
+        "logit_adjusted",
     )
     sampler: str = choice("instance", "balanced", "square_root")
     steps: int = bounded(400, 1)
@@ -213,11 +227,11 @@ class SynthesizeConfig:
     steps: int = bounded(20, 1, 2000)
     guidance_scale: float = bounded(1.5, 0.0, 100.0)
     batch_size: int = bounded(128, 1)
-    fill_to: int = bounded(0, 0)  # real + synthetic images a class should reach; 0: the head's count
+    fill_to: int = bounded(0, 0)  # images a class should reach, both kinds; 0: the head's
     min_dose: float = bounded(0.0, 0.0, 1000.0)  # accepted images a class, over its real ones
-    max_attempts: float = bounded(3.0, 1.0, 1000.0)  # candidates generated at most, over those asked
+    max_attempts: float = bounded(3.0, 1.0, 1000.0)  # candidates at most, over images asked
     seed: int = bounded(0, 0)
-    selection: SelectionConfig = section(SelectionConfig)
+    selection: SelectionConfig = SelectionConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,8 +239,13 @@ class ArmConfig:
     """A way to train the classifier: loss, sampler, controller, network."""
 
     loss: str = choice(
-        "cross_entropy", "balanced_softmax", "inverse_weighted", "effective_number", "focal",
-        "ldam_drw", "logit_adjusted",
+        "cross_entropy",
+        "balanced_softmax",
+        "inverse_weighted",
+        "effective_number",
+        "focal",
+        "ldam_drw",
+        "logit_adjusted",
     )
     sampler: str = choice("instance", "balanced", "square_root")
     controller: str = choice("none", "uniform", "fill_to_head", "source_replay")
@@ -239,9 +258,9 @@ class ArmConfig:
 class ClassifyConfig:
     """The recipe that all arms share, and the arms."""
 
-    model: ClassifierConfig = section(ClassifierConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
-    augment: AugmentConfig = section(AugmentConfig)
+    model: ClassifierConfig = ClassifierConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
     steps: int = bounded(400, 1)
     rounds: int = bounded(4, 1)
     batch_size: int = bounded(128, 1)
@@ -278,13 +297,13 @@ class RuntimeConfig:
 class Config:
     """A whole run."""
 
-    data: DataConfig = section(DataConfig)
-    generator: GeneratorConfig = section(GeneratorConfig)
-    extractor: ExtractorConfig = section(ExtractorConfig)
-    synthesize: SynthesizeConfig = section(SynthesizeConfig)
-    classify: ClassifyConfig = section(ClassifyConfig)
-    evaluate: EvaluateConfig = section(EvaluateConfig)
-    runtime: RuntimeConfig = section(RuntimeConfig)
+    data: DataConfig = DataConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    extractor: ExtractorConfig = ExtractorConfig()
+    synthesize: SynthesizeConfig = SynthesizeConfig()
+    classify: ClassifyConfig = ClassifyConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
 
 
 def defaults(cls: type = Config) -> ml_collections.ConfigDict:
@@ -346,10 +365,12 @@ def _field(hint: Any, field: dataclasses.Field, value: Any, path: str) -> Any:
     if typing.get_origin(hint) is Mapping:
         item = typing.get_args(hint)[1]
         entries = _mapping(value, path).items()
-        return FrozenDict({
-            name: build(item, _mapping(entry, f"{path}.{name}"), f"{path}.{name}")
-            for name, entry in entries
-        })
+        return FrozenDict(
+            {
+                name: build(item, _mapping(entry, f"{path}.{name}"), f"{path}.{name}")
+                for name, entry in entries
+            }
+        )
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, tuple | list):
@@ -377,17 +398,3 @@ def _scalar(hint: type, field: dataclasses.Field, value: Any, path: str) -> Any:
         interval = f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
         raise ConfigError(f"{path}: got {value!r}; takes {hint.__name__} in {interval}")
     return value
-
-
-class FrozenDict(dict):
-    """A dict that is hashable and refuses changes, so that configs stay usable as cache keys."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        """Equal mappings hash alike, whatever their order."""
-        return hash(frozenset(self.items()))
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Refused."""
-        raise TypeError("a config is frozen; override it with --config.<path>=<value>")
-
-    __delitem__ = __setitem__  # type: ignore[assignment]

@@ -42,11 +42,17 @@ def _work(config: config_lib.Config, classes: int) -> list[str]:
     flops = 3.0 * images * ledger.flops(forward, shapes, *example)
     lines.append(_line("generator", module.count(shapes), images, flops))
     extractor = config.extractor
-    lines.append(_classifier_line("extractor", extractor.model, "default", config, classes,
-                                  extractor.steps * extractor.batch_size))
-    networks = synthesize.Networks(
-        generator, extractor.model, classes, (size, size, channels)
+    lines.append(
+        _classifier_line(
+            "extractor",
+            extractor.model,
+            "default",
+            config,
+            classes,
+            extractor.steps * extractor.batch_size,
+        )
     )
+    networks = synthesize.Networks(generator, extractor.model, classes, (size, size, channels))
     per_image = synthesize.network_flops(synthesis, networks)
     lines.append(
         f"synthesize: {per_image / 1e9:.3f} GFLOPs an image, at most {synthesis.max_attempts:g} "
@@ -64,8 +70,12 @@ def _work(config: config_lib.Config, classes: int) -> list[str]:
 
 
 def _classifier_line(
-    name: str, model: config_lib.ClassifierConfig, kind: str, config: config_lib.Config,
-    classes: int, images: int,
+    name: str,
+    model: config_lib.ClassifierConfig,
+    kind: str,
+    config: config_lib.Config,
+    classes: int,
+    images: int,
 ) -> str:
     network = classifier.make(model, classes, kind)
     size = config.data.image_size

@@ -1,6 +1,6 @@
 """Command line: a config in, the pipeline run.
 
-    python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
+python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
 """
 
 import json
@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from lt_jax import config as config_lib
 from lt_jax import dry_run, pipeline
-from lt_jax.runtime import faults, mesh
+from lt_jax.runtime import faults, files, mesh
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "config file; --config.a.b=v overrides a field", lock_config=True
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     except faults.Preempted as stop:
         logging.warning("%s", stop)
         sys.exit(faults.REQUEUE_EXIT_CODE)
-    except (config_lib.ConfigError, faults.DiskFullError, faults.WorkdirInUseError) as error:
+    except (config_lib.ConfigError, files.DiskFullError, faults.WorkdirInUseError) as error:
         sys.exit(f"lt_jax: {error}")
 
 

@@ -4,7 +4,6 @@ A run is a list of specs (`runtime.artifacts`), in an order in which every stage
 inputs. A stage whose artifact is finished is skipped; an unfinished one goes on where it was.
 """
 
-import dataclasses
 import json
 import pathlib
 import re
@@ -15,11 +14,11 @@ from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
 from lt_jax import stages
-from lt_jax.runtime import artifacts, faults, mesh, metrics, progress
+from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
-SCHEMAS = dict.fromkeys(STAGES, 1)
+SCHEMAS: dict[str, int] = dict.fromkeys(STAGES, 1)
 
 
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
@@ -120,6 +119,8 @@ class Pipeline:
         """
         selected = self.selected(names)
         with faults.lock(self.workdir):
+            # Artifacts have locks of their own: another workdir may use this one's as its cache.
+            files.sweep(self.workdir.resolve(), outside=self.store.root)
             self._claim(accept_config_change)
             self._check_inputs(selected)
             context = stages.Context(
@@ -136,10 +137,13 @@ class Pipeline:
                     progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
                     continue
                 folder = self.store.open(spec)
-                cost = stages.run(spec, folder, context)
-                self.store.finish(spec, cost)
+                with faults.lock(folder):  # which may lie in a cache that other runs share
+                    files.sweep(folder)
+                    cost = stages.run(spec, folder, context)
+                    self.store.finish(spec, cost)
                 self._collect_metrics()
                 faults.raise_if_stopping(spec.stage)
+            self._collect_metrics()  # also of stages that were finished before, here or elsewhere
 
     def _claim(self, accept_config_change: bool) -> None:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""
@@ -157,7 +161,7 @@ class Pipeline:
                     "--accept_config_change: stages that the change touches are run again, "
                     "nothing is deleted"
                 )
-        faults.write_atomically(path, json.dumps(new, indent=1), "the config")
+        files.write_atomically(path, json.dumps(new, indent=1), "the config")
 
     def _check_inputs(self, selected: Sequence[artifacts.Spec]) -> None:
         names = {spec.stage for spec in selected}
@@ -177,7 +181,7 @@ class Pipeline:
             for spec in self.specs
             for line in metrics.read(self.store.folder(spec) / "metrics.jsonl")
         ]
-        faults.write_atomically(
+        files.write_atomically(
             self.workdir / "metrics.jsonl", "".join(line + "\n" for line in lines), "metrics"
         )
 

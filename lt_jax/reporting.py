@@ -96,8 +96,10 @@ def _arm(
     name: str, context: "Context", manifest: SplitManifest, test_ids: tuple[str, ...]
 ) -> report_lib.Arm:
     arm = context.config.classify.arms[name]
-    folders = {seed: context.folder(f"classify/{name}/seed{seed}")
-               for seed in context.config.classify.seeds}
+    folders = {
+        seed: context.folder(f"classify/{name}/seed{seed}")
+        for seed in context.config.classify.seeds
+    }
     val_ids = [manifest.ids[row] for row in manifest.rows("val")]
     runs = []
     for seed, folder in folders.items():
@@ -108,17 +110,26 @@ def _arm(
                 "folder and run classify again"
             )
         ledger = context.store.ledger(context.specs[f"classify/{name}/seed{seed}"])
-        runs.append(report_lib.Run(
-            seed=seed, test_logits=predictions["test_logits"],
-            val_logits=predictions["val_logits"], curves=metrics.read(folder / "metrics.jsonl"),
-            seconds=ledger.seconds, images=ledger.images, flops=ledger.flops,
-        ))
+        runs.append(
+            report_lib.Run(
+                seed=seed,
+                test_logits=predictions["test_logits"],
+                val_logits=predictions["val_logits"],
+                curves=metrics.read(folder / "metrics.jsonl"),
+                seconds=ledger.seconds,
+                images=ledger.images,
+                flops=ledger.flops,
+            )
+        )
     mixtures = json.loads((next(iter(folders.values())) / "mixture.json").read_text())
     weight = np.mean([mixture["class_weight"] for mixture in mixtures], axis=0)
     corrected = losses.corrects_prior(arm.loss, context.config.classify.logit_adjustment)
     doses = np.mean([mixture["in_use"] for mixture in mixtures], axis=0)
     return report_lib.Arm(
-        name=name, controller=arm.controller, loss=arm.loss, runs=tuple(runs),
+        name=name,
+        controller=arm.controller,
+        loss=arm.loss,
+        runs=tuple(runs),
         log_prior=np.zeros_like(weight) if corrected else np.log(weight),
         shares=[mixture["share"] for mixture in mixtures],
         doses=(doses / manifest.counts("train")).tolist(),
@@ -138,8 +149,10 @@ def _pool(pool: PoolReader) -> report_lib.Pool:
         for k, name in enumerate(pool.info.classes)
     ]
     return report_lib.Pool(
-        generated=len(pool), accepted=int(counts["accepted"].sum()),
-        rejected={**rejected, "memorised": 0}, per_class=per_class,
+        generated=len(pool),
+        accepted=int(counts["accepted"].sum()),
+        rejected={**rejected, "memorised": 0},
+        per_class=per_class,
     )
 
 
@@ -155,4 +168,3 @@ def _gallery(manifest: SplitManifest, images: Images, pool: PoolReader) -> repor
             verdicts = pool.columns["verdict"][out].tolist()
             rejected[name] = (pool[out], pool.columns["score"][out].tolist(), verdicts)
     return report_lib.Gallery(real=real, accepted=accepted, rejected=rejected)
-

@@ -19,6 +19,17 @@ LogSNR = Float[Array, "b"]
 Params = PyTree[jax.Array | np.ndarray]
 
 __all__ = [
-    "Array", "Features", "Float", "Images", "ImagesU8", "Int", "Labels", "LogSNR", "Logits",
-    "PRNGKey", "Params", "PyTree", "UInt8",
+    "Array",
+    "Features",
+    "Float",
+    "Images",
+    "ImagesU8",
+    "Int",
+    "Labels",
+    "LogSNR",
+    "Logits",
+    "PRNGKey",
+    "Params",
+    "PyTree",
+    "UInt8",
 ]

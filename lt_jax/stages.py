@@ -10,23 +10,25 @@ import io
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax import reporting
-from lt_jax.classify import predict, train as classify_train
+from lt_jax.classify import predict
+from lt_jax.classify import train as classify_train
 from lt_jax.config import ClassifierConfig, Config
 from lt_jax.data import prepare
+from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
-from lt_jax.data.images import Images
 from lt_jax.diffusion import synthesize
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
-from lt_jax.runtime import checkpoint, faults, keys, mesh
+from lt_jax.runtime import checkpoint, files, keys, mesh
 from lt_jax.runtime.artifacts import Spec, Store
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
@@ -98,8 +100,12 @@ def _prepare(folder: pathlib.Path, context: Context) -> Ledger:
 def _generator(folder: pathlib.Path, context: Context) -> Ledger:
     _, images = context.data
     state, costs = diffusion_train.train(
-        context.config.generator, images, context.train_rows,
-        image_shape=context.image_shape, folder=folder, device_mesh=context.mesh,
+        context.config.generator,
+        images,
+        context.train_rows,
+        image_shape=context.image_shape,
+        folder=folder,
+        device_mesh=context.mesh,
         runtime=context.config.runtime,
     )
     checkpoint.save_tree(folder / "params", {"params": state.params, "ema": state.ema})
@@ -109,14 +115,26 @@ def _generator(folder: pathlib.Path, context: Context) -> Ledger:
 def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
     config = context.config.extractor
     recipe = classify_train.Recipe(
-        model=config.model, optimizer=config.optimizer, augment=config.augment, loss=config.loss,
-        tau=1.0, steps=config.steps, rounds=4, batch_size=config.batch_size, seed=config.seed,
+        model=config.model,
+        optimizer=config.optimizer,
+        augment=config.augment,
+        loss=config.loss,
+        tau=1.0,
+        steps=config.steps,
+        rounds=4,
+        batch_size=config.batch_size,
+        seed=config.seed,
     )
     data = _train_data(context)
     controller = controllers.real_only(data.counts, config.sampler)
     params, costs = classify_train.train(
-        recipe, data, controller, folder=folder, device_mesh=context.mesh,
-        runtime=context.config.runtime, tags={"stage": "extractor"},
+        recipe,
+        data,
+        controller,
+        folder=folder,
+        device_mesh=context.mesh,
+        runtime=context.config.runtime,
+        tags={"stage": "extractor"},
     )
     checkpoint.save_tree(folder / "params", params)
     manifest, images = context.data
@@ -137,11 +155,16 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
     rows = features["train_rows"]
     gates = select.calibrate(
         ood.make(config.selection, len(manifest.classes)),
-        features["train_features"], features["train_logits"], manifest.labels[rows],
-        config.selection, config.seed,
+        features["train_features"],
+        features["train_logits"],
+        manifest.labels[rows],
+        config.selection,
+        config.seed,
     )
     networks = synthesize.Networks(
-        context.config.generator, context.config.extractor.model, len(manifest.classes),
+        context.config.generator,
+        context.config.extractor.model,
+        len(manifest.classes),
         context.image_shape,
     )
     program = synthesize.make_program(config, networks, context.mesh)
@@ -166,8 +189,12 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
     )
     counts = np.array([len(r) for r in context.train_rows])
     return synthesize.synthesize(
-        config, bound, synthesize.wanted_counts(config, counts), PoolWriter(folder, info),
-        device_mesh=context.mesh, folder=folder,
+        config,
+        bound,
+        synthesize.wanted_counts(config, counts),
+        PoolWriter(folder, info),
+        device_mesh=context.mesh,
+        folder=folder,
         flops_per_image=synthesize.network_flops(config, networks),
     )
 
@@ -180,14 +207,25 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
     if arm.network != "default":
         model = dataclasses.replace(model, kind=arm.network)
     recipe = classify_train.Recipe(
-        model=model, optimizer=config.optimizer, augment=config.augment, loss=arm.loss,
-        tau=config.logit_adjustment, steps=config.steps, rounds=config.rounds,
-        batch_size=config.batch_size, seed=seed,
+        model=model,
+        optimizer=config.optimizer,
+        augment=config.augment,
+        loss=arm.loss,
+        tau=config.logit_adjustment,
+        steps=config.steps,
+        rounds=config.rounds,
+        batch_size=config.batch_size,
+        seed=seed,
     )
     controller, data = _mixed_data(context, arm_name, seed)
     params, costs = classify_train.train(
-        recipe, data, controller, folder=folder, device_mesh=context.mesh,
-        runtime=context.config.runtime, tags={"stage": "classify", "arm": arm_name, "seed": seed},
+        recipe,
+        data,
+        controller,
+        folder=folder,
+        device_mesh=context.mesh,
+        runtime=context.config.runtime,
+        tags={"stage": "classify", "arm": arm_name, "seed": seed},
     )
     checkpoint.save_tree(folder / "params", params)
     forward = predict.make_forward(model, len(manifest.classes), context.mesh)
@@ -205,7 +243,10 @@ def _train_data(context: Context) -> classify_train.TrainData:
     manifest, images = context.data
     val = manifest.rows("val")
     return classify_train.TrainData(
-        real=images, train_rows=context.train_rows, val_rows=val, val_labels=manifest.labels[val],
+        real=images,
+        train_rows=context.train_rows,
+        val_rows=val,
+        val_labels=manifest.labels[val],
         image_shape=context.image_shape,
     )
 
@@ -240,7 +281,8 @@ def _pool_images(
     if sum(in_use) * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
         return pool, rows
     ends = np.cumsum(in_use)
-    return pool[np.concatenate(rows)], np.split(np.arange(ends[-1]), ends[:-1])
+    decoded: Any = pool[np.concatenate(rows)]  # an array serves as an image store
+    return decoded, np.split(np.arange(ends[-1]), ends[:-1])
 
 
 def _generator_params(context: Context) -> Params:
@@ -265,13 +307,11 @@ def _zeros(shapes: PyTree) -> PyTree:
 
 def _save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    faults.write_atomically(path, buffer.getvalue(), path.name)
+    np.savez(buffer, allow_pickle=False, **arrays)
+    files.write_atomically(path, buffer.getvalue(), path.name)
 
 
-def _save_mixture(
-    path: pathlib.Path, controller: controllers.Controller, rounds: int
-) -> None:
+def _save_mixture(path: pathlib.Path, controller: controllers.Controller, rounds: int) -> None:
     mixtures = [controller.mixture(r, None) for r in range(rounds)]
     description = [
         {
@@ -283,4 +323,4 @@ def _save_mixture(
         }
         for mixture in mixtures
     ]
-    faults.write_atomically(path, json.dumps(description), "the mixture")
+    files.write_atomically(path, json.dumps(description), "the mixture")

@@ -10,11 +10,22 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         for part in (config.generator, config.extractor, config.classify):
             part.update(steps=4, batch_size=16)
         config.generator.model.update(
-            channels=(8, 16), blocks=1, attention_resolutions=(2,), embedding=16, patch_size=2,
+            channels=(8, 16),
+            blocks=1,
+            attention_resolutions=(2,),
+            embedding=16,
+            patch_size=2,
         )
-        tiny_vit = dict(variant="custom", width=16, depth=1, heads=2, mlp=16, patch_size=4)
+        vit = {
+            "variant": "custom",
+            "width": 16,
+            "depth": 1,
+            "heads": 2,
+            "mlp": 16,
+            "patch_size": 4,
+        }
         for part in (config.extractor, config.classify):
-            part.model.vit.update(tiny_vit)
+            part.model.vit.update(vit)
             part.model.resnet.update(channels=(8,), blocks=(1,))
         config.classify.update(rounds=2, seeds=(0, 1))
         config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)

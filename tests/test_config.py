@@ -17,13 +17,19 @@ def test_defaults_round_trip():
     ("values", "message"),
     [
         ({"daat": {}}, r"config\.daat: no such field; config takes classify, data"),
-        ({"data": {"split": {"test": 1.5}}}, r"config\.data\.split\.test: got 1\.5; takes float in \[0\.01, 0\.9\]"),
+        (
+            {"data": {"split": {"test": 1.5}}},
+            r"config\.data\.split\.test: got 1\.5; takes float in \[0\.01, 0\.9\]",
+        ),
         ({"data": {"image_size": "32"}}, r"config\.data\.image_size: got '32'; takes int"),
         ({"data": {"profile": "zipf"}}, r"config\.data\.profile: got 'zipf'; takes one of natural"),
         ({"data": 3}, r"config\.data: got 3; takes a section"),
         ({"classify": {"seeds": 3}}, r"config\.classify\.seeds: got 3; takes a tuple of int"),
         ({"classify": {"seeds": (0, -1)}}, r"config\.classify\.seeds\[1\]: got -1; takes int in"),
-        ({"classify": {"arms": {"a": {"los": "focal"}}}}, r"config\.classify\.arms\.a\.los: no such"),
+        (
+            {"classify": {"arms": {"a": {"los": "focal"}}}},
+            r"classify\.arms\.a\.los: no such",
+        ),
         ({"generator": {"ema_decay": float("nan")}}, r"ema_decay: got nan"),
     ],
 )

@@ -104,6 +104,15 @@ def test_cache_serves_another_workdir(finished, tmp_path):
     run.run(["prepare", "generator", "extractor", "synthesize", "classify"])
     assert (tmp_path / "other/generator/artifact.json").exists()
     assert not (tmp_path / "other/artifacts").exists()
+    lines = (tmp_path / "other/metrics.jsonl").read_text()
+    assert lines == (finished / "metrics.jsonl").read_text()
+
+
+def test_an_artifact_that_another_run_works_on_is_refused(tmp_path):
+    run = pipeline.Pipeline(tiny(), tmp_path / "run", cache=tmp_path / "cache")
+    refused = pytest.raises(faults.WorkdirInUseError, match="prepare-")
+    with faults.lock(run.store.open(run.specs[0])), refused:
+        run.run(["prepare"])
 
 
 def test_workdir_of_another_config_is_refused(finished):
@@ -194,7 +203,7 @@ def test_full_disk_keeps_what_is_finished(finished, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(faults.DiskFullError, match="free space and run the same command again"):
+        with pytest.raises(files.DiskFullError, match="free space and run the same command again"):
             run.run(["generator"])
     assert (tmp_path / "run/prepare/artifact.json").exists()
     run.run(["generator"])

@@ -165,8 +165,14 @@ def train(
     forward = predict.make_forward(recipe.model, classes, device_mesh)
     edges = np.linspace(0, recipe.steps, recipe.rounds + 1).round().astype(int).tolist()
     with loop.Loop(
-        step, stream, keys.stream(keys.root(recipe.seed), "train"),
-        steps=recipe.steps, folder=folder, device_mesh=device_mesh, runtime=runtime, tags=tags,
+        step,
+        stream,
+        keys.stream(keys.root(recipe.seed), "train"),
+        steps=recipe.steps,
+        folder=folder,
+        device_mesh=device_mesh,
+        runtime=runtime,
+        tags=tags,
     ) as training:
         state, start = training.restore(state)
         for r, until in enumerate(edges[1:]):

@@ -1,1 +1,1 @@
-"""From images on disk to batches on device: sources, manifests, long tails, the pool, the loader."""
+"""From images on disk to batches on device: sources, manifests, long tails, pool, loader."""

@@ -19,9 +19,9 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Int
 
-from lt_jax.data.files import whole_file
 from lt_jax.data.images import Box, as_box, is_box
 from lt_jax.data.splits import SPLITS
+from lt_jax.runtime.files import whole_file
 
 LOCKED = -1  # stands for a test label in a manifest without them
 
@@ -181,15 +181,15 @@ class SplitManifest:
             name: pyarrow.array([row[name] for row in self._rows()], kind)
             for name, kind in _SCHEMA.items()
         }
-        with whole_file(folder / "manifest.parquet") as stream:
+        with whole_file(folder / "manifest.parquet", "the manifest") as stream:
             pyarrow.parquet.write_table(pyarrow.table(columns), stream)
-        with whole_file(folder / "manifest.json") as stream:
+        with whole_file(folder / "manifest.json", "the manifest") as stream:
             stream.write((json.dumps(header, indent=1) + "\n").encode())
 
     def save_jsonl(self, path: Path) -> None:
         """Writes a header line and one line a row, for reading by eye and by other programs."""
         header = self._header()
-        with whole_file(path) as stream:
+        with whole_file(path, "the manifest") as stream:
             for line in (header, *self._rows()):
                 stream.write((json.dumps(line) + "\n").encode())
 

@@ -22,23 +22,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # type: ignore[attr-defined]
 from PIL import Image
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import files
 
 VERDICTS = ("accepted", "ood", "label", "surplus")
 _OPEN_SHARDS = 64  # a large pool has more shards than a process may hold files open
-SCHEMA = pa.schema([
-    ("index", pa.int64()),  # image i depends on (seed, i) only
-    ("label", pa.int32()),  # the intended class: the generator's condition
-    ("score", pa.float32()),  # out-of-distribution score, higher = further out
-    ("label_probability", pa.float32()),  # of the intended class, under the extractor
-    ("verdict", pa.string()),  # one of VERDICTS; surplus: not needed any more
-    ("shard", pa.int32()),
-    ("position", pa.int32()),  # in the shard
-    ("sha256", pa.string()),  # of the record's bytes
-])
+SCHEMA = pa.schema(
+    [
+        ("index", pa.int64()),  # image i depends on (seed, i) only
+        ("label", pa.int32()),  # the intended class: the generator's condition
+        ("score", pa.float32()),  # out-of-distribution score, higher = further out
+        ("label_probability", pa.float32()),  # of the intended class, under the extractor
+        ("verdict", pa.string()),  # one of VERDICTS; surplus: not needed any more
+        ("shard", pa.int32()),
+        ("position", pa.int32()),  # in the shard
+        ("sha256", pa.string()),  # of the record's bytes
+    ]
+)
 
 
 class ForeignPoolError(ValueError):
@@ -82,7 +84,7 @@ class PoolWriter:
         temporary = shard.with_suffix(".tmp")
         records = [_encode(image) for image in images]
         try:
-            with faults.disk_errors(shard, "a shard of the pool", sum(map(len, records))):
+            with files.disk_errors(shard, "a shard of the pool", sum(map(len, records))):
                 writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
                 for record in records:
                     writer.write(record)
@@ -90,15 +92,19 @@ class PoolWriter:
                 temporary.replace(shard)
         finally:
             temporary.unlink(missing_ok=True)  # half a shard would hold space that is missing
-        table = pa.table(
-            {
-                **columns,
-                "shard": np.full(len(images), part),
-                "position": np.arange(len(images)),
-                "sha256": [hashlib.sha256(record).hexdigest() for record in records],
-            },
-        ).select(SCHEMA.names).cast(SCHEMA)
-        faults.write_atomically(self._part(part), _parquet(table), "a table of the pool")
+        table = (
+            pa.table(
+                {
+                    **columns,
+                    "shard": np.full(len(images), part),
+                    "position": np.arange(len(images)),
+                    "sha256": [hashlib.sha256(record).hexdigest() for record in records],
+                },
+            )
+            .select(SCHEMA.names)
+            .cast(SCHEMA)
+        )
+        files.write_atomically(self._part(part), _parquet(table), "a table of the pool")
 
     def finish(self, wanted: np.ndarray) -> None:
         """Joins the parts. Of each class the first `wanted` [k] accepted images stay accepted, by
@@ -115,15 +121,16 @@ class PoolWriter:
         verdict = np.array(table["verdict"].to_pylist(), dtype=object)
         for k, count in enumerate(wanted):
             accepted = np.flatnonzero((label == k) & (verdict == "accepted"))
-            verdict[accepted[int(count):]] = "surplus"
+            verdict[accepted[int(count) :]] = "surplus"
         column = table.schema.get_field_index("verdict")
         table = table.set_column(column, SCHEMA.field("verdict"), pa.array(verdict, pa.string()))
-        faults.write_atomically(
+        files.write_atomically(
             self._folder / "pool.parquet", _parquet(table), "the table of the pool"
         )
-        faults.write_atomically(
+        files.write_atomically(
             self._folder / "pool.json",
-            json.dumps(dataclasses.asdict(self._info), indent=1), "the description of the pool",
+            json.dumps(dataclasses.asdict(self._info), indent=1),
+            "the description of the pool",
         )
 
     def _part(self, part: int) -> pathlib.Path:
@@ -184,7 +191,7 @@ class PoolReader:
         images = []
         for row in indices:
             shard, position = (int(self.columns[name][row]) for name in ("shard", "position"))
-            images.append(_decode(self._record(shard, position, self.columns["sha256"][row])))
+            images.append(_decode(self._record(shard, position, str(self.columns["sha256"][row]))))
         return np.stack(images)
 
     def _record(self, shard: int, position: int, sha256: str) -> bytes:

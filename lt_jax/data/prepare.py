@@ -17,10 +17,10 @@ from jaxtyping import Int
 from lt_jax.config import DataConfig
 from lt_jax.data import duplicates, longtail, manifest, sources
 from lt_jax.data.decoding import Decoded, decode_all
-from lt_jax.data.files import require_space, whole_file
 from lt_jax.data.images import ArrayImages, FileImages, Images, is_box
 from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.splits import split_groups
+from lt_jax.runtime.files import require_space, whole_file
 
 _IMAGES, _MASKS = "images.npy", "masks.npy"
 
@@ -58,7 +58,7 @@ def prepare(
     needed = _bytes_needed(data, records)
     in_memory = needed <= data.decode_once_mib << 20
     if in_memory:
-        require_space(out, needed)
+        require_space(out, needed, "the images")
     decoded = decode_all(source, records, data, in_memory, progress)
     if frozen:
         drawn = _redraw(frozen, records, decoded, data)
@@ -281,7 +281,7 @@ def _write_rows(path: Path, array: np.ndarray, rows: Int[np.ndarray, "m"]) -> No
     """Those rows as a .npy file, by `write`: a full disk under a memory map kills the process."""
     shape = (len(rows), *array.shape[1:])
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with whole_file(path, needed=int(np.prod(shape))) as stream:
+    with whole_file(path, "the images", int(np.prod(shape))) as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for start in range(0, len(rows), 4096):
             stream.write(array[rows[start : start + 4096]].tobytes())

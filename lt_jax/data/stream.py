@@ -64,9 +64,8 @@ class Plan:
     segments: tuple[Segment, ...] = ()
 
     def extended(self, start: int, class_weight: np.ndarray, share: np.ndarray) -> "Plan":
-        """The plan with a segment from batch `start` on; the same plan if that mixture is in force.
-
-        So a resumed training may set its round's mixture again, at whichever step it goes on.
+        """The plan with a segment from batch `start` on; the same plan if that mixture is in force
+        (so a resumed training may set its round's mixture again, wherever it goes on).
 
         Raises:
           ValueError: weights that do not sum to 1, shares outside [0, 1), a cell that is asked for
@@ -82,10 +81,7 @@ class Plan:
             if (last.class_weight, last.share) == mixture:
                 return self
             if last.start == start:
-                raise ValueError(
-                    f"batch {start} has another mixture already: weights {last.class_weight}, "
-                    f"shares {last.share}; draw it before the mixture changes again"
-                )
+                raise ValueError(f"batch {start} has a mixture already; draw it first: {last}")
             drawn = last.drawn + _counts_before(last, self.batch_size, start - last.start)
         new = Segment(start, *mixture, drawn=tuple(drawn.tolist()))
         return dataclasses.replace(self, segments=(*self.segments, new))
@@ -121,10 +117,12 @@ class Plan:
         counts = _batch_counts(segment, self.batch_size, np.array([i]))[0]
         first = np.asarray(segment.drawn) + _counts_before(segment, self.batch_size, i)
         cells = np.repeat(np.arange(len(counts)), counts)
-        positions = np.concatenate([
-            self._positions(cell, int(first[cell]), int(counts[cell]))
-            for cell in np.flatnonzero(counts).tolist()
-        ])
+        positions = np.concatenate(
+            [
+                self._positions(cell, int(first[cell]), int(counts[cell]))
+                for cell in np.flatnonzero(counts).tolist()
+            ]
+        )
         # Mixed within the batch, so that every device's part is like every other's.
         order = np.random.default_rng((self.seed, 1, batch)).permutation(self.batch_size)
         return cells[order], positions[order]
@@ -133,10 +131,12 @@ class Plan:
         size = self.sizes[cell]
         n = np.arange(first, first + count)
         epochs = n // size
-        return np.concatenate([
-            _permutation(self.seed, cell, int(epoch), size)[n[epochs == epoch] % size]
-            for epoch in np.unique(epochs)
-        ])
+        return np.concatenate(
+            [
+                _permutation(self.seed, cell, int(epoch), size)[n[epochs == epoch] % size]
+                for epoch in np.unique(epochs)
+            ]
+        )
 
 
 def _cells(weight: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -174,9 +174,9 @@ def _counts_before(segment: Segment, batch_size: int, batch: int) -> np.ndarray:
     for block in range(whole):  # bottom up: a deep recursion would overflow on long trainings
         _block_counts(segment, batch_size, block)
     rest = np.arange(whole * _BLOCK, batch)
-    return _block_counts(segment, batch_size, whole) + _batch_counts(
-        segment, batch_size, rest
-    ).sum(axis=0)
+    return _block_counts(segment, batch_size, whole) + _batch_counts(segment, batch_size, rest).sum(
+        axis=0
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -238,10 +238,8 @@ def _follow_parent(worker: int, workers: int) -> None:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    multiprocessing.parent_process().join()  # type: ignore[union-attr]
+    os._exit(1)
 
 
 class MixedStream:

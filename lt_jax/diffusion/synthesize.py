@@ -22,7 +22,7 @@ from lt_jax.data.pool import VERDICTS, PoolWriter
 from lt_jax.diffusion import guidance, process, samplers
 from lt_jax.diffusion.train import example, make_unet
 from lt_jax.models import classifier, conditioning, module
-from lt_jax.runtime import faults, keys, ledger, mesh
+from lt_jax.runtime import faults, files, keys, ledger, mesh
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import select
 from lt_jax.shapes import Array, Int, Params, PRNGKey, UInt8
@@ -50,8 +50,11 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
     extractor = classifier.make(networks.extractor, networks.num_classes)
 
     def program(
-        unet_params: Params, extractor_params: Params, gates: select.Gates,
-        key: PRNGKey, indices: Int[Array, "b"],
+        unet_params: Params,
+        extractor_params: Params,
+        gates: select.Gates,
+        key: PRNGKey,
+        indices: Int[Array, "b"],
     ) -> tuple[UInt8[Array, "b h w c"], select.Verdict]:
         labels = (indices % networks.num_classes).astype(jnp.int32)
         example_keys = keys.per_example(key, indices)
@@ -59,19 +62,18 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
             keys_of(example_keys, "noise")
         )
 
-        def predict(
-            x_t: Array, log_snr: Array, conditions: conditioning.Conditions
-        ) -> Array:
+        def predict(x_t: Array, log_snr: Array, conditions: conditioning.Conditions) -> Array:
             return module.apply(unet, unet_params, x_t, log_snr, conditions, train=False)
 
         conditions = conditioning.Conditions(label=labels)
         denoise = guidance.denoiser(
-            diffusion, predict, conditions, conditioning.null_like(conditions),
+            diffusion,
+            predict,
+            conditions,
+            conditioning.null_like(conditions),
             guidance.ClassifierFree(config.guidance_scale),
         )
-        images = augment.quantize(
-            sampler.sample(denoise, noise, keys_of(example_keys, "sampler"))
-        )
+        images = augment.quantize(sampler.sample(denoise, noise, keys_of(example_keys, "sampler")))
         # Judged as they are stored: the classifier is going to see the quantised image.
         logits, features = module.apply(
             extractor, extractor_params, augment.normalize(images), train=False
@@ -79,9 +81,7 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
         return images, select.judge(gates, features, logits, labels)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        program, in_shardings=(whole, whole, whole, whole, split), out_shardings=split
-    )
+    return jax.jit(program, in_shardings=(whole, whole, whole, whole, split), out_shardings=split)
 
 
 def network_flops(config: SynthesizeConfig, networks: Networks) -> float:
@@ -94,10 +94,14 @@ def network_flops(config: SynthesizeConfig, networks: Networks) -> float:
     extractor_params = module.abstract(extractor, arguments[0], train=False)
     evaluate = jax.jit(lambda params, *args: module.apply(unet, params, *args, train=False))
     extract = jax.jit(lambda params, images: module.apply(extractor, params, images, train=False))
-    evaluations = config.steps * (1 if config.guidance_scale in (0.0, 1.0) else 2)
-    return evaluations * ledger.flops(evaluate, unet_params, *arguments) + ledger.flops(
+    return evaluations(config) * ledger.flops(evaluate, unet_params, *arguments) + ledger.flops(
         extract, extractor_params, arguments[0]
     )
+
+
+def evaluations(config: SynthesizeConfig) -> int:
+    """Network evaluations of one generated image; guidance makes two of each of the sampler's."""
+    return config.steps * (1 if config.guidance_scale in (0.0, 1.0) else 2)
 
 
 def keys_of(example_keys: Array, name: str) -> Array:
@@ -108,9 +112,9 @@ def keys_of(example_keys: Array, name: str) -> Array:
 def wanted_counts(config: SynthesizeConfig, counts: np.ndarray) -> np.ndarray:
     """Accepted images [k] that each class of `counts` [k] train images should get."""
     target = config.fill_to or counts.max()
-    return np.maximum(
-        np.maximum(target - counts, 0), np.ceil(config.min_dose * counts)
-    ).astype(np.int64)
+    return np.maximum(np.maximum(target - counts, 0), np.ceil(config.min_dose * counts)).astype(
+        np.int64
+    )
 
 
 def next_wave(
@@ -145,25 +149,32 @@ def synthesize(
     costs_path = folder / "ledger.json"
     costs = ledger.Ledger()
     if finished and costs_path.exists():
-        costs = ledger.Ledger.of(json.loads(costs_path.read_text()))
+        # Seconds only; the rest is counted from the parts, since a kill may fall between a part and
+        # the ledger's file.
+        costs.seconds = ledger.Ledger.of(json.loads(costs_path.read_text())).seconds
     clock = ledger.Clock(costs)
     accepted, generated = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     part = 0
     with Progress("synthesize", int(wanted.sum()), "image") as bar:
         while (wave := next_wave(wanted, accepted, generated, config.max_attempts)).any():
-            indices = np.sort(np.concatenate([
-                (generated[k] + np.arange(wave[k])) * classes + k for k in range(classes)
-            ]))
+            indices = np.sort(
+                np.concatenate(
+                    [(generated[k] + np.arange(wave[k])) * classes + k for k in range(classes)]
+                )
+            )
             for start in range(0, len(indices), config.batch_size):
                 chunk = indices[start : start + config.batch_size]
-                if part < len(finished):
-                    columns = finished[part]
-                else:
-                    columns = _generate(program, chunk, config.batch_size, writer, part, classes)
-                    costs.images += len(chunk)
-                    costs.flops += flops_per_image * len(chunk)
+                new = part >= len(finished)
+                columns = (
+                    _generate(program, chunk, config.batch_size, writer, part, classes)
+                    if new
+                    else finished[part]
+                )
+                costs.images += len(chunk)
+                costs.flops += flops_per_image * len(chunk)
+                if new:
                     clock.read()
-                    faults.write_atomically(
+                    files.write_atomically(
                         costs_path, json.dumps(dataclasses.asdict(costs)), "the ledger"
                     )
                     faults.raise_if_stopping(f"synthesize, part {part}")

@@ -59,14 +59,20 @@ def make_step(
         x0 = augment.augment(batch["image"], keys.stream(key, "augment"), config.augment)
         conditions = conditioning.drop(
             conditioning.Conditions(label=batch["label"]),
-            keys.stream(key, "drop"), config.condition_dropout,
+            keys.stream(key, "drop"),
+            config.condition_dropout,
         )
 
         def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
             def predict(x_t: Array, log_snr: Array) -> Array:
                 return module.apply(
-                    unet, params, x_t, log_snr, conditions,
-                    key=keys.stream(key, "dropout"), train=True,
+                    unet,
+                    params,
+                    x_t,
+                    log_snr,
+                    conditions,
+                    key=keys.stream(key, "dropout"),
+                    train=True,
                 )
 
             return process.loss(predict, x0, keys.stream(key, "noise")).mean(), {}
@@ -107,17 +113,22 @@ def train(
     size, _, channels = image_shape
     params = init(config, len(rows), size, channels)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    state = jax.device_put(
-        train_state.create(params, optimizer), mesh.replicated(device_mesh)
-    )
+    state = jax.device_put(train_state.create(params, optimizer), mesh.replicated(device_mesh))
     stream = MixedStream(
-        images, rows, batch_size=config.batch_size, seed=config.seed,
+        images,
+        rows,
+        batch_size=config.batch_size,
+        seed=config.seed,
         workers=runtime.loader_workers,
     )
     with loop.Loop(
         make_step(config, len(rows), channels, device_mesh),
-        stream, keys.stream(keys.root(config.seed), "train"),
-        steps=config.steps, folder=folder, device_mesh=device_mesh, runtime=runtime,
+        stream,
+        keys.stream(keys.root(config.seed), "train"),
+        steps=config.steps,
+        folder=folder,
+        device_mesh=device_mesh,
+        runtime=runtime,
         tags={"stage": "generator"},
     ) as training:
         state, start = training.restore(state)

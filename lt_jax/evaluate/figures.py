@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int
 
+from lt_jax.runtime import files
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,10 +43,9 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a PNG (by a temporary name, so that no half file stays) and frees the figure."""
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", metadata={"Software": None})
-    partial.replace(path)
+    """Writes a PNG and frees the figure."""
+    with files.whole_file(path, "a figure") as stream:
+        figure.savefig(stream, format="png", metadata={"Software": None})
     figure.clear()
 
 

@@ -10,7 +10,6 @@ and `summary`.
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,6 +33,7 @@ from lt_jax.evaluate.inputs import (
 )
 from lt_jax.evaluate.metrics import PRIMARY
 from lt_jax.evaluate.statistics import ArmPredictions, ArmStatistics, Summary
+from lt_jax.runtime import files
 
 __all__ = [
     "Arm",
@@ -65,9 +65,10 @@ def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
     report = strict(_report(inputs, plain, adjusted))
     out.mkdir(parents=True, exist_ok=True)
     drawn = page.draw(inputs, plain, out / "figures")
-    write_atomically(out / "report.html", page.render(inputs, report, plain, adjusted, drawn))
+    html = page.render(inputs, report, plain, adjusted, drawn)
+    files.write_atomically(out / "report.html", html, "the report")
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-    write_atomically(out / "report.json", text + "\n")
+    files.write_atomically(out / "report.json", text + "\n", "the report")
     return report
 
 
@@ -90,16 +91,6 @@ def text_table(report: Mapping[str, Any]) -> str:
         for arm in report["arms"]
     }
     return tables.to_text(tables.metrics_table(summaries, chosen))
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def strict(value: Any) -> Any:

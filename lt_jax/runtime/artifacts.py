@@ -17,7 +17,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import files
 from lt_jax.runtime.ledger import Ledger
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -54,11 +54,11 @@ class Store:
     def __init__(self, workdir: pathlib.Path, cache: pathlib.Path | None = None):
         """Artifacts lie in `cache`, or in `workdir`/artifacts."""
         self._workdir = workdir.resolve()
-        self._root = (cache or workdir / "artifacts").resolve()
+        self.root = (cache or workdir / "artifacts").resolve()
 
     def folder(self, spec: Spec) -> pathlib.Path:
         """Where the artifact lies or is going to lie."""
-        return self._root / f"{spec.stage.split('/')[0]}-{spec.key[:16]}"
+        return self.root / f"{spec.stage.split('/')[0]}-{spec.key[:16]}"
 
     def done(self, spec: Spec) -> bool:
         """Whether it is finished."""
@@ -83,7 +83,7 @@ class Store:
             "ledger": dataclasses.asdict(ledger),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
-        faults.write_atomically(
+        files.write_atomically(
             self.folder(spec) / "artifact.json", json.dumps(description, indent=1), "an artifact"
         )
 
@@ -102,7 +102,7 @@ def link(at: pathlib.Path, target: pathlib.Path) -> None:
     if at.is_dir() and not at.is_symlink():
         raise FileExistsError(f"{at} is a folder, but a link to {target} belongs there: move it")
     at.parent.mkdir(parents=True, exist_ok=True)
-    temporary = at.with_name(f".{at.name}.{os.getpid()}")
+    temporary = at.with_name(f".{at.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
     # Resolved: ".." in a link is followed from where a folder lies, not from how it was reached.
     temporary.symlink_to(os.path.relpath(target.resolve(), at.parent.resolve()))

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import files
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class Checkpointer:
         """
         host = jax.device_get(state)
         note = {**note, "layout": layout(host), "digest": digest(host)}
-        with faults.disk_errors(self._folder, "the checkpoint"):
+        with files.disk_errors(self._folder, "the checkpoint"):
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -107,7 +107,9 @@ class Checkpointer:
                 )
             logging.warning(
                 "checkpoint %s/%d is corrupt (%s): dropped, the one before it is tried",
-                self._folder, step, reason,
+                self._folder,
+                step,
+                reason,
             )
             self._manager.delete(step)
         return None

@@ -1,7 +1,6 @@
-"""What goes wrong around a run: signals, full disks, non-finite numbers, two runs in one folder."""
+"""What goes wrong around a run: signals, non-finite numbers, two runs in one folder."""
 
 import contextlib
-import errno
 import fcntl
 import os
 import pathlib
@@ -20,10 +19,6 @@ class Preempted(Exception):
 
 class NonFiniteError(FloatingPointError):
     """A loss or gradient became NaN or infinite."""
-
-
-class DiskFullError(OSError):
-    """No space left; what was already written is intact."""
 
 
 class WorkdirInUseError(RuntimeError):
@@ -47,26 +42,6 @@ def raise_if_stopping(what: str) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: pathlib.Path, what: str, needed: int | None = None) -> Iterator[None]:
-    """Turns "no space left on device" and "quota exceeded" into an error that says what to do."""
-    try:
-        yield
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        # orbax's and ArrayRecord's storage layers report the same conditions without an errno.
-        texts = ("No space left", "quota exceeded")
-        full = number in (errno.ENOSPC, errno.EDQUOT) or any(t in str(error) for t in texts)
-        if not full or isinstance(error, DiskFullError):
-            raise
-        size = f" ({needed / 2**20:.1f} MiB needed)" if needed is not None else ""
-        raise DiskFullError(
-            errno.ENOSPC,
-            f"no space left while writing {what}{size} to {path}; finished stages and the last "
-            "checkpoint are intact: free space and run the same command again",
-        ) from error
-
-
-@contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds `workdir` for this process; the lock falls with the process, however it ends.
 
@@ -87,18 +62,3 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def write_atomically(path: pathlib.Path, data: bytes | str, what: str) -> None:
-    """Writes a file under a temporary name and renames it: it exists whole or not at all."""
-    raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(path, what, len(raw)):
-            with open(temporary, "wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

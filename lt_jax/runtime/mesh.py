@@ -27,7 +27,9 @@ def make_mesh(devices: int | None = None) -> Mesh:
     """A mesh over the first `devices` devices (all where None)."""
     # Auto axes: under the default, Explicit, Linen's dropout and embeddings fail.
     return jax.make_mesh(
-        (devices or jax.device_count(),), ("data",), axis_types=(AxisType.Auto,),
+        (devices or jax.device_count(),),
+        ("data",),
+        axis_types=(AxisType.Auto,),
         devices=jax.devices()[: devices or jax.device_count()],
     )
 

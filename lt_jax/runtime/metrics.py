@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import files
 
 
 class MetricWriter:
@@ -23,7 +23,7 @@ class MetricWriter:
         self._tags = tags
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read(self._path) if line["step"] <= resume_at and resume_at > 0]
-        faults.write_atomically(
+        files.write_atomically(
             self._path, "".join(json.dumps(line) + "\n" for line in kept), "metrics"
         )
         self._file = open(self._path, "a")  # noqa: SIM115  (closed by `close`)
@@ -33,7 +33,7 @@ class MetricWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line and one event a value."""
         line = {"step": step, **self._tags, **{name: float(v) for name, v in values.items()}}
-        with faults.disk_errors(self._path, "metrics"):
+        with files.disk_errors(self._path, "metrics"):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         for name, value in values.items():

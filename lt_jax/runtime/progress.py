@@ -21,9 +21,7 @@ class Progress:
         self._since = time.perf_counter()
         self._bar: tqdm | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total, initial=start, desc=stage, unit=unit, dynamic_ncols=True
-            )
+            self._bar = tqdm(total=total, initial=start, desc=stage, unit=unit, dynamic_ncols=True)
 
     def of(self, done: int, total: int) -> None:
         """Moves to `done`, where the total turns out only now."""

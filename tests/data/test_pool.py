@@ -10,7 +10,7 @@ from array_record.python import array_record_module
 
 from lt_jax.data import pool
 from lt_jax.data.pool import ForeignPoolError, PoolInfo, PoolReader, PoolWriter
-from lt_jax.runtime import faults
+from lt_jax.runtime import files
 
 MANIFEST = "a" * 64
 INFO = PoolInfo(
@@ -155,7 +155,7 @@ def test_an_interrupted_write_is_redone_and_finished_ones_are_kept(tmp_path, mon
     writer = PoolWriter(tmp_path, INFO)
     writer.write(0, pixels(3)[:3], columns(np.arange(3)))
     with monkeypatch.context() as patch:
-        patch.setattr(faults, "write_atomically", _killed)
+        patch.setattr(files, "write_atomically", _killed)
         with pytest.raises(KeyboardInterrupt):  # between the shard and its table
             writer.write(1, pixels(3)[3:6][::-1], columns(np.arange(3, 6)))
     assert (tmp_path / "shards" / "00001.array_record").exists()
@@ -201,7 +201,7 @@ def test_no_space_for_a_shard_leaves_earlier_parts_and_no_half_shard(tmp_path, m
     writer.write(0, pixels(3)[:3], columns(np.arange(3)))
     with monkeypatch.context() as patch:
         patch.setattr(array_record_module, "ArrayRecordWriter", _FullDisk)
-        with pytest.raises(faults.DiskFullError, match=r"shard of the pool.*MiB needed.*00001"):
+        with pytest.raises(files.DiskFullError, match=r"shard of the pool.*MiB needed.*00001"):
             writer.write(1, pixels(3)[3:], columns(np.arange(3, 8)))
     assert [path.name for path in (tmp_path / "shards").iterdir()] == ["00000.array_record"]
     assert len(writer.finished()) == 1
@@ -218,8 +218,8 @@ def test_no_space_for_a_table_leaves_earlier_parts(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(faults.os, "fsync", full)
-        with pytest.raises(faults.DiskFullError, match="table of the pool"):
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(files.DiskFullError, match="table of the pool"):
             writer.write(1, pixels(3)[3:], columns(np.arange(3, 8)))
     assert len(PoolWriter(tmp_path, INFO).finished()) == 1
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["00000.parquet"]

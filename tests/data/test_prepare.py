@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from lt_jax.config import DataConfig, SplitConfig
-from lt_jax.data import files, images, manifest, prepare, sources
+from lt_jax.data import images, manifest, prepare, sources
 from lt_jax.data.images import ImageError
 from lt_jax.data.manifest import ManifestError
 from lt_jax.data.splits import SplitError
+from lt_jax.runtime import files
 
 SHARED = pathlib.Path(__file__).parents[2] / "../shared/data"
 
@@ -278,7 +279,9 @@ def test_a_saved_manifest_of_other_data_is_refused(root, out, tmp_path):
 def test_no_space_left_is_found_before_decoding_where_possible(root, out, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     monkeypatch.setattr(prepare, "decode_all", None)
-    with pytest.raises(OSError, match=r"no space left: this needs 0\.0 MiB.*out") as caught:
+    with pytest.raises(
+        OSError, match=r"no space left.*the images \(0\.0 MiB needed\).*out"
+    ) as caught:
         prepare.prepare(config(root), out)
     assert caught.value.errno == errno.ENOSPC
 

@@ -29,8 +29,14 @@ def fake_program(calls=None):
 
 def info():
     return PoolInfo(
-        generator="g", extractor="e", manifest_sha256="m", seed=0, classes=("a", "b", "c"),
-        guidance_scale=1.0, sampler="ddim", thresholds=(1.0, 1.0, 1.0),
+        generator="g",
+        extractor="e",
+        manifest_sha256="m",
+        seed=0,
+        classes=("a", "b", "c"),
+        guidance_scale=1.0,
+        sampler="ddim",
+        thresholds=(1.0, 1.0, 1.0),
         least_label_probability=0.0,
     )
 
@@ -39,8 +45,13 @@ def fill(folder, wanted, batch_size, program=None, max_attempts=3.0):
     config = SynthesizeConfig(batch_size=batch_size, max_attempts=max_attempts)
     folder.mkdir(exist_ok=True)
     costs = synthesize.synthesize(
-        config, program or fake_program(), np.array(wanted), PoolWriter(folder, info()),
-        device_mesh=mesh.make_mesh(1), folder=folder, flops_per_image=2.0,
+        config,
+        program or fake_program(),
+        np.array(wanted),
+        PoolWriter(folder, info()),
+        device_mesh=mesh.make_mesh(1),
+        folder=folder,
+        flops_per_image=2.0,
     )
     return PoolReader(folder, "m"), costs
 
@@ -94,6 +105,22 @@ def test_interrupted_generation_goes_on_without_duplicates(tmp_path):
     for name in ("index", "verdict", "sha256"):
         assert resumed.columns[name].tolist() == unbroken.columns[name].tolist()
     assert costs.images == whole.images
+
+
+def test_ledger_counts_a_part_whose_booking_was_killed(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesize.faults, "raise_if_stopping", killed)
+        fill(tmp_path / "a", (9, 9, 9), 8)
+    # Part 1 is on disk, the ledger knows of part 0 alone.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesize.json, "dumps", killed)
+        fill(tmp_path / "a", (9, 9, 9), 8)
+    _, resumed = fill(tmp_path / "a", (9, 9, 9), 8)
+    _, unbroken = fill(tmp_path / "b", (9, 9, 9), 8)
+    assert (resumed.images, resumed.flops) == (unbroken.images, unbroken.flops)
 
 
 def test_waves_ask_for_what_is_missing():

@@ -62,12 +62,19 @@ def test_training_learns_a_constant_image(tmp_path):
     images = np.full((12, *SHAPE), 40, np.uint8)
     rows = [np.arange(4), np.arange(4, 8), np.arange(8, 12)]
     config = GeneratorConfig(
-        model=CONFIG.model, steps=60, batch_size=16,
+        model=CONFIG.model,
+        steps=60,
+        batch_size=16,
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=5),
     )
     _, ledger = train.train(
-        config, images, rows, image_shape=SHAPE, folder=tmp_path,
-        device_mesh=mesh.make_mesh(1), runtime=RuntimeConfig(log_every=10),
+        config,
+        images,
+        rows,
+        image_shape=SHAPE,
+        folder=tmp_path,
+        device_mesh=mesh.make_mesh(1),
+        runtime=RuntimeConfig(log_every=10),
     )
     from lt_jax.runtime import metrics
 

@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 
 from lt_jax.config import OptimizerConfig
-from lt_jax.runtime import checkpoint, faults, mesh, train_state
+from lt_jax.runtime import checkpoint, files, mesh, train_state
 from lt_jax.runtime.checkpoint import Checkpointer
 
 
@@ -144,7 +144,7 @@ def test_a_step_that_stands_is_left_and_an_earlier_one_refused(opened):
 
 def test_what_a_killed_save_left_is_ignored_and_removed(opened, tmp_path):
     opened().save(2, make_state(2), {})
-    half = tmp_path / "c" / "4.orbax-checkpoint-tmp"
+    half = tmp_path / "c" / "3.orbax-checkpoint-tmp"
     half.mkdir()
     (half / "arrays").write_bytes(b"x")
     again = opened()
@@ -162,7 +162,7 @@ def test_no_space_left_is_said_and_the_last_step_is_intact(opened, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(faults.DiskFullError, match="writing the checkpoint"):
+        with pytest.raises(files.DiskFullError, match="writing the checkpoint"):
             checkpoints.save(4, make_state(4), {})
     assert checkpoints.restore(make_state(0))[0] == 2
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import faults, files
 
 ROOT = pathlib.Path(__file__).parents[2]
 HOLD = """
@@ -54,9 +54,9 @@ def test_a_lock_is_freed_by_its_end_and_by_an_error(tmp_path):
 
 def test_files_are_written_whole_from_text_or_bytes(tmp_path):
     path = tmp_path / "note.json"
-    faults.write_atomically(path, "größer", "a note")
+    files.write_atomically(path, "größer", "a note")
     assert path.read_text() == "größer"
-    faults.write_atomically(path, b"\x00\x01", "a note")
+    files.write_atomically(path, b"\x00\x01", "a note")
     assert path.read_bytes() == b"\x00\x01"
     assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
 
@@ -72,8 +72,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(faults.os, call, full)
-        with pytest.raises(faults.DiskFullError, match=r"writing a note \(2\.0 MiB needed\).*free"):
-            faults.write_atomically(path, b"x" * 2**21, "a note")
+        with pytest.raises(files.DiskFullError, match=r"writing a note \(2\.0 MiB needed\).*free"):
+            files.write_atomically(path, b"x" * 2**21, "a note")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
 
@@ -88,8 +88,8 @@ def test_other_errors_leave_the_old_file_and_pass_as_they_are(tmp_path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(faults.os, "fsync", broken)
         with pytest.raises(OSError, match="Input/output") as caught:
-            faults.write_atomically(path, "new", "a note")
-    assert not isinstance(caught.value, faults.DiskFullError)
+            files.write_atomically(path, "new", "a note")
+    assert not isinstance(caught.value, files.DiskFullError)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["note.json"]
 
@@ -105,19 +105,31 @@ def test_other_errors_leave_the_old_file_and_pass_as_they_are(tmp_path, monkeypa
 )
 def test_full_disks_are_known_by_number_or_by_text(tmp_path, error):
     with (
-        pytest.raises(faults.DiskFullError, match="the checkpoint to") as caught,
-        faults.disk_errors(tmp_path, "the checkpoint"),
+        pytest.raises(files.DiskFullError, match="the checkpoint to") as caught,
+        files.disk_errors(tmp_path, "the checkpoint"),
     ):
         raise error
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.__cause__ is error
 
 
+def test_sweep_removes_what_killed_writes_left_and_nothing_else(tmp_path):
+    cache = tmp_path / "artifacts"
+    left = [tmp_path / ".config.json.123.tmp", tmp_path / "parts/.images.npy.7.partial"]
+    kept = [tmp_path / ".lock", tmp_path / "a.1.tmp", tmp_path / ".a.tmp", cache / ".x.1.tmp"]
+    for path in left + kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    files.sweep(tmp_path, outside=cache)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in kept)
+
+
 def test_an_error_that_says_what_to_do_is_not_wrapped_again(tmp_path):
     with (
-        pytest.raises(faults.DiskFullError, match="inner") as caught,
-        faults.disk_errors(tmp_path, "outer"),
-        faults.disk_errors(tmp_path, "inner"),
+        pytest.raises(files.DiskFullError, match="inner") as caught,
+        files.disk_errors(tmp_path, "outer"),
+        files.disk_errors(tmp_path, "inner"),
     ):
         raise OSError(errno.ENOSPC, "x")
     assert "outer" not in str(caught.value)

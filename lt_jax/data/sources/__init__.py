@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 
 from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data import images
-from lt_jax.data.files import inside
 from lt_jax.data.images import Box
+from lt_jax.runtime.files import inside
 
 Attribute = str | float | int | None
 

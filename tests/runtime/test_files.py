@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lt_jax.data import files
+from lt_jax.runtime import files
 
 
 @pytest.mark.parametrize("locator", ["../x.png", "a/../../x.png", "/etc/passwd", "", "a\0b"])
@@ -22,22 +22,22 @@ def test_locators_inside_the_root_are_joined(tmp_path):
 def test_a_file_appears_only_when_whole(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError), files.whole_file(path) as stream:
+    with pytest.raises(RuntimeError), files.whole_file(path, "a note") as stream:
         stream.write(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x.bin"]
-    with files.whole_file(path) as stream:
+    with files.whole_file(path, "a note") as stream:
         stream.write(b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.bin"]
 
 
 def test_no_space_left_says_where_and_how_much(tmp_path, monkeypatch):
     path = tmp_path / "images.npy"
-    told = pytest.raises(OSError, match=r"needs 3\.0 MiB.*images\.npy")
-    with told as caught, files.whole_file(path, needed=3 * 2**20):
+    told = pytest.raises(OSError, match=r"a note \(3\.0 MiB needed\) to .*images\.npy")
+    with told as caught, files.whole_file(path, "a note", 3 * 2**20):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.errno == errno.ENOSPC and not os.listdir(tmp_path)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(OSError, match=r"needs 2\.0 MiB, 1\.0 MiB are free"):
-        files.require_space(tmp_path, 2 * 2**20)
-    files.require_space(tmp_path, 2**20)
+    with pytest.raises(OSError, match=r"images \(2\.0 MiB needed\)"):
+        files.require_space(tmp_path, 2 * 2**20, "the images")
+    files.require_space(tmp_path, 2**20, "the images")

@@ -1,0 +1,1 @@
+"""Measurements of lt_jax, each with its command, predictions and results. lt_jax imports none."""

@@ -1,0 +1,1 @@
+"""How fast each part of a run is on the device at hand."""

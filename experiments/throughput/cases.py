@@ -1,0 +1,312 @@
+"""What is timed: the product's own compiled steps and loader, on random images of a config's shape.
+
+A case is one call that may be repeated at will. Steps are compiled ahead of time, on a clock of
+their own, and then called as the training loop calls them: a host batch goes to the device, the
+state is donated and comes back. Random pixels cost what real ones cost, except for decoding files,
+for which smooth images are drawn.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from lt_jax.classify import predict
+from lt_jax.classify import train as classify_train
+from lt_jax.config import ClassifierConfig, Config
+from lt_jax.data import images as images_lib
+from lt_jax.data.images import ArrayImages, FileImages, Images
+from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
+from lt_jax.data.stream import MixedStream
+from lt_jax.diffusion import synthesize
+from lt_jax.diffusion import train as diffusion_train
+from lt_jax.mixing import controllers
+from lt_jax.runtime import keys, ledger, mesh, train_state
+from lt_jax.selection import ood, select
+
+ORIGINAL = (450, 600)  # height, width of the JPEG files: those of HAM10000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+      name: e.g. "generator training".
+      call: does it once; what it returns is waited for.
+      images: handled by one call.
+      evaluations: network evaluations times images of one call, where these are more.
+      flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of.
+      dtype: that the matrix products are in; "" where there are none.
+      devices: over which the batch is split; 0 for work on host.
+      lower_seconds, compile_seconds: tracing and lowering, and XLA's compilation.
+      close: ends what works in the background.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    images: int
+    evaluations: int = 0
+    flops: float = 0.0
+    dtype: str = ""
+    devices: int = 0
+    lower_seconds: float | None = None
+    compile_seconds: float | None = None
+    close: Callable[[], None] = lambda: None
+
+
+def compile_apart(function: Any, *args: Any) -> tuple[Any, float, float]:
+    """The compiled program of a jitted function; seconds of lowering; seconds of compilation."""
+    function.clear_cache()  # another case may have lowered the same step
+    since = time.perf_counter()
+    lowered = function.lower(*args)
+    between = time.perf_counter()
+    compiled = lowered.compile()
+    return compiled, between - since, time.perf_counter() - between
+
+
+def with_dtype(config: Config, dtype: str) -> Config:
+    """The config with every network computing in `dtype`."""
+
+    def classifier(model: ClassifierConfig) -> ClassifierConfig:
+        return dataclasses.replace(
+            model,
+            vit=dataclasses.replace(model.vit, dtype=dtype),
+            resnet=dataclasses.replace(model.resnet, dtype=dtype),
+        )
+
+    generator, extractor, classify = config.generator, config.extractor, config.classify
+    unet = dataclasses.replace(generator.model, dtype=dtype)
+    return dataclasses.replace(
+        config,
+        generator=dataclasses.replace(generator, model=unet),
+        extractor=dataclasses.replace(extractor, model=classifier(extractor.model)),
+        classify=dataclasses.replace(classify, model=classifier(classify.model)),
+    )
+
+
+def dtype_of(model: ClassifierConfig) -> str:
+    """What the network that `kind` chooses computes in."""
+    return getattr(model, model.kind).dtype
+
+
+def shape_of(config: Config) -> tuple[int, int, int]:
+    """(height, width, channels) of the config's images."""
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
+def random_batch(config: Config, classes: int, size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """A batch as the loader gives it: `image` uint8 [size, h, w, c] and `label` int32 [size]."""
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (size, *shape_of(config)), dtype=np.uint8),
+        "label": rng.integers(0, classes, size, dtype=np.int32),
+        "synthetic": np.zeros(size, bool),
+    }
+
+
+def training(
+    name: str,
+    step: Any,
+    params: Any,
+    optimizer: Any,
+    batch: dict[str, np.ndarray],
+    context: Any,
+    dtype: str,
+    device_mesh: Mesh,
+) -> Case:
+    """A training step: host batch to device, update, new state."""
+    whole = mesh.replicated(device_mesh)
+    state = jax.device_put(train_state.create(params, optimizer), whole)
+    key, context = jax.device_put((jax.random.key(0), context), whole)
+    arguments = (state, mesh.put(batch, device_mesh), key, context)
+    compiled, lower, compile_ = compile_apart(step, *arguments)
+    flops = ledger.flops(step, *arguments)
+    held = [state]
+
+    def call() -> Any:
+        held[0], metrics = compiled(held[0], mesh.put(batch, device_mesh), key, context)
+        return metrics
+
+    return Case(
+        name, call, len(batch["label"]), flops=flops, dtype=dtype, devices=device_mesh.size,
+        lower_seconds=lower, compile_seconds=compile_,
+    )  # fmt: skip
+
+
+def generator_training(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """One update of the diffusion model."""
+    generator = config.generator
+    size, _, channels = shape_of(config)
+    return training(
+        "generator training",
+        diffusion_train.make_step(generator, classes, channels, device_mesh),
+        diffusion_train.init(generator, classes, size, channels),
+        train_state.make_optimizer(generator.optimizer, generator.steps),
+        random_batch(config, classes, generator.batch_size),
+        (),
+        generator.model.dtype,
+        device_mesh,
+    )
+
+
+def extractor_training(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """One update of the extractor."""
+    part = config.extractor
+    return _classifier_training("extractor training", config, part, part.loss, classes, device_mesh)
+
+
+def classifier_training(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """One update of the first arm's classifier."""
+    loss = next(iter(config.classify.arms.values())).loss
+    part = config.classify
+    return _classifier_training("classifier training", config, part, loss, classes, device_mesh)
+
+
+def _classifier_training(
+    name: str, config: Config, part: Any, loss: str, classes: int, device_mesh: Mesh
+) -> Case:
+    recipe = classify_train.Recipe(
+        model=part.model, optimizer=part.optimizer, augment=part.augment, loss=loss, tau=1.0,
+        steps=part.steps, rounds=1, batch_size=part.batch_size, seed=0,
+    )  # fmt: skip
+    return training(
+        name,
+        classify_train.make_step(recipe, classes, device_mesh),
+        classify_train.init(recipe, classes, shape_of(config)),
+        train_state.make_optimizer(part.optimizer, part.steps),
+        random_batch(config, classes, part.batch_size),
+        np.full(classes, 100.0, np.float32),
+        dtype_of(part.model),
+        device_mesh,
+    )
+
+
+def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """Logits and features of one host batch."""
+    part = config.classify
+    forward: Any = predict.make_forward(part.model, classes, device_mesh)
+    params = _classifier_params(config, part.model, classes, device_mesh)
+    batch = random_batch(config, classes, part.batch_size)["image"]
+    put = functools.partial(mesh.put, batch, device_mesh)
+    compiled, lower, compile_ = compile_apart(forward, params, put())
+    return Case(
+        "prediction", lambda: compiled(params, put()), len(batch),
+        flops=ledger.flops(forward, params, put()), dtype=dtype_of(part.model),
+        devices=device_mesh.size, lower_seconds=lower, compile_seconds=compile_,
+    )  # fmt: skip
+
+
+def _classifier_params(
+    config: Config, model: ClassifierConfig, classes: int, device_mesh: Mesh
+) -> Any:
+    recipe = classify_train.Recipe(
+        model=model, optimizer=config.classify.optimizer, augment=config.classify.augment,
+        loss="cross_entropy", tau=1.0, steps=1, rounds=1, batch_size=1, seed=0,
+    )  # fmt: skip
+    params = classify_train.init(recipe, classes, shape_of(config))
+    return jax.device_put(params, mesh.replicated(device_mesh))
+
+
+def sampling(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """One batch of the generate-score-select program; guidance makes two evaluations of one."""
+    part, model = config.synthesize, config.extractor.model
+    size, _, channels = shape_of(config)
+    networks = synthesize.Networks(config.generator, model, classes, shape_of(config))
+    program: Any = synthesize.make_program(part, networks, device_mesh)
+    whole = mesh.replicated(device_mesh)
+    unet = diffusion_train.init(config.generator, classes, size, channels)
+    extractor = _classifier_params(config, model, classes, device_mesh)
+    gates = _gates(config, extractor, classes, device_mesh)
+    fixed = jax.device_put((unet, extractor, gates, keys.root(0)), whole)
+    indices = mesh.put(jnp.arange(part.batch_size), device_mesh)
+    compiled, lower, compile_ = compile_apart(program, *fixed, indices)
+    return Case(
+        "sampling", lambda: compiled(*fixed, indices), part.batch_size,
+        evaluations=part.batch_size * synthesize.evaluations(part),
+        flops=part.batch_size * synthesize.network_flops(part, networks),
+        dtype=config.generator.model.dtype, devices=device_mesh.size, lower_seconds=lower,
+        compile_seconds=compile_,
+    )  # fmt: skip
+
+
+def _gates(config: Config, params: Any, classes: int, device_mesh: Mesh) -> select.Gates:
+    """Gates fitted to the extractor's features of random images: their values do not matter."""
+    forward = predict.make_forward(config.extractor.model, classes, device_mesh)
+    n = 8 * classes
+    drawn: Any = random_batch(config, classes, n)["image"]
+    logits, features = predict.predict(
+        forward, params, drawn, np.arange(n), config.extractor.batch_size
+    )
+    rng = np.random.default_rng(0)  # an untrained network may give features without variance
+    features = features + rng.normal(size=features.shape).astype(np.float32)
+    selection = config.synthesize.selection
+    return select.calibrate(
+        ood.make(selection, classes), features, logits, np.arange(n) % classes, selection, 0
+    )
+
+
+def loaders(config: Config, classes: int, folder: pathlib.Path) -> list[Case]:
+    """The loader, decode to batch: from memory, from JPEG files, from a pool's PNG records."""
+    n = max(4 * classes, 64)
+    labels = np.arange(n) % classes
+    drawn = random_batch(config, classes, n)["image"]
+    np.save(folder / "images.npy", drawn)
+    sources: dict[str, Images] = {
+        "loader, memory": ArrayImages(folder / "images.npy"),
+        "loader, JPEG files": _files(config, n, folder),
+        "loader, pool": _pool(drawn, labels, classes, folder),
+    }
+    rows = [np.flatnonzero(labels == k) for k in range(classes)]
+    return [_loader(name, config, images, rows) for name, images in sources.items()]
+
+
+def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray]) -> Case:
+    size = config.classify.batch_size
+    stream = MixedStream(
+        images, rows, batch_size=size, seed=0, workers=config.runtime.loader_workers
+    )
+    mixture = controllers.real_only(np.array([len(r) for r in rows]), "instance").mixture(0, None)
+    stream.set_mixture(mixture.class_weight, mixture.share)
+    return Case(name, lambda: next(stream), size, close=stream.close)
+
+
+def _files(config: Config, n: int, folder: pathlib.Path) -> FileImages:
+    rng = np.random.default_rng(0)
+    height, width = ORIGINAL
+    for i in range(n):
+        coarse = rng.integers(0, 256, (height // 15, width // 15, 3), dtype=np.uint8)
+        # Noise of every frequency would decode more slowly than any photograph.
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        smooth.save(folder / f"{i}.jpg", quality=90)
+    decode = functools.partial(_decode_in, folder)
+    names = [f"{i}.jpg" for i in range(n)]
+    return FileImages(decode, names, config.data.image_size, config.data.channels)
+
+
+def _decode_in(folder: pathlib.Path, name: str) -> np.ndarray:
+    return images_lib.decode(folder / name)
+
+
+def _pool(drawn: np.ndarray, labels: np.ndarray, classes: int, folder: pathlib.Path) -> PoolReader:
+    info = PoolInfo(
+        generator="", extractor="", manifest_sha256="", seed=0, classes=("",) * classes,
+        guidance_scale=1.0, sampler="", thresholds=(0.0,) * classes, least_label_probability=0.0,
+    )  # fmt: skip
+    n = len(drawn)
+    columns = {
+        "index": np.arange(n), "label": labels.astype(np.int32), "score": np.zeros(n),
+        "label_probability": np.ones(n), "verdict": np.full(n, "accepted"),
+    }  # fmt: skip
+    writer = PoolWriter(folder / "pool", info)
+    writer.write(0, drawn, columns)
+    writer.finish(np.full(classes, n))
+    return PoolReader(folder / "pool", "")

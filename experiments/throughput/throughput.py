@@ -1,0 +1,291 @@
+r"""Times every part of a run on the device at hand; prints a table and writes strict JSON.
+
+    python -m experiments.throughput.throughput --config=configs/digits.py [--compare] [--out=FILE]
+
+Repetitions of all cases are interleaved, and ratios are taken within a repetition, so that a
+machine that slows down meanwhile slows both sides of a ratio. Every figure is the median of the
+repetitions with the least, the greatest and their number.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import resource
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.throughput import cases as cases_lib
+from experiments.throughput.cases import Case
+from lt_jax import config as config_lib
+from lt_jax.data import sources
+from lt_jax.runtime import artifacts, mesh
+
+# Dense FLOP/s of one device, by the start of its `device_kind`: vendors' data sheets. float32 is
+# what XLA makes of a float32 product at default precision: TF32 on GPUs, one bfloat16 pass on TPUs.
+PEAK: Mapping[str, Mapping[str, float]] = {
+    "NVIDIA A100": {"bfloat16": 312e12, "float32": 156e12},
+    "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12},
+    "NVIDIA H100": {"bfloat16": 989e12, "float32": 494e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12},
+    "TPU v4": {"bfloat16": 275e12, "float32": 275e12},
+    "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12},
+    "TPU v5": {"bfloat16": 459e12, "float32": 459e12},
+    "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
+}
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device at most, where its kind is known."""
+    known = [name for name in PEAK if device_kind.startswith(name)]
+    return PEAK[max(known, key=len)].get(dtype) if known else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of n repetitions."""
+
+    median: float
+    min: float
+    max: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value; of an even number, the mean of the middle two."""
+        ordered = sorted(values)
+        half = len(ordered) // 2
+        median = (ordered[half] + ordered[-half - 1]) / 2
+        return cls(median, ordered[0], ordered[-1], len(ordered))
+
+    def times(self, factor: float) -> "Spread":
+        """The same repetitions in another unit."""
+        return Spread(self.median * factor, self.min * factor, self.max * factor, self.n)
+
+
+def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[list[float]]:
+    """Images per second of each case in each repetition, which lasts about `seconds` a case.
+
+    The first call of a case is waited for and not counted; the second sets how many calls a
+    repetition makes.
+    """
+    calls = []
+    for case in cases:
+        jax.block_until_ready(case.call())
+        calls.append(max(1, math.ceil(seconds / _seconds(case, 1))))
+    rates: list[list[float]] = [[] for _ in cases]
+    for _ in range(repetitions):
+        for case, count, mine in zip(cases, calls, rates, strict=True):
+            mine.append(case.images * count / _seconds(case, count))
+    return rates
+
+
+def _seconds(case: Case, calls: int) -> float:
+    since = time.perf_counter()
+    for _ in range(calls):
+        result = case.call()
+    jax.block_until_ready(result)
+    return time.perf_counter() - since
+
+
+def row(case: Case, rates: Sequence[float], device_kind: str) -> dict[str, Any]:
+    """A case's figures, JSON-able; None where something is not known or does not apply."""
+    rate = Spread.of(rates)
+    flops = rate.times(case.flops / case.images) if case.flops else None
+    peak = peak_flops(device_kind, case.dtype)
+    share = flops.times(1 / (peak * case.devices)) if flops and peak else None
+    evaluations = rate.times(case.evaluations / case.images) if case.evaluations else None
+    spreads = {
+        "images_per_second": rate,
+        "image_evaluations_per_second": evaluations,
+        "gflops_per_second": flops and flops.times(1e-9),
+        "flops_utilisation": share,
+    }
+    return {
+        "name": case.name,
+        "batch": case.images,
+        "dtype": case.dtype or None,
+        "devices": case.devices or None,
+        "flops_per_image": case.flops / case.images or None,
+        "lower_seconds": case.lower_seconds,
+        "compile_seconds": case.compile_seconds,
+        **{name: spread and dataclasses.asdict(spread) for name, spread in spreads.items()},
+    }
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """How many times faster, repetition by repetition."""
+    spread = Spread.of([a / b for a, b in zip(above, below, strict=True)])
+    return {"name": name, **dataclasses.asdict(spread)}
+
+
+def build(
+    config: config_lib.Config, classes: int, folder: pathlib.Path, compare: bool
+) -> dict[str, Case]:
+    """The cases by name; with `compare`, both trainings also at other precision and on one device.
+
+    Args:
+      folder: where the loader's images are put.
+    """
+    everything = mesh.make_mesh()
+    made = [
+        make(config, classes, everything)
+        for make in (
+            cases_lib.generator_training,
+            cases_lib.sampling,
+            cases_lib.extractor_training,
+            cases_lib.classifier_training,
+            cases_lib.prediction,
+        )
+    ]
+    cases = {case.name: case for case in [*made, *cases_lib.loaders(config, classes, folder)]}
+    if not compare:
+        return cases
+    for make in (cases_lib.generator_training, cases_lib.classifier_training):
+        variants = {
+            dtype: make(cases_lib.with_dtype(config, dtype), classes, everything)
+            for dtype in ("float32", "bfloat16")
+            if cases_lib.with_dtype(config, dtype) != config
+        }
+        if everything.size > 1:
+            variants["one device"] = make(config, classes, mesh.make_mesh(1))
+        for variant, case in variants.items():
+            name = f"{case.name}, {variant}"
+            cases[name] = dataclasses.replace(case, name=name)
+    return cases
+
+
+def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """The comparisons that the timed cases allow."""
+    pairs = [
+        (f"{name} / classifier training", name, "classifier training")
+        for name in rates
+        if name.startswith("loader")
+    ]
+    for name in ("generator training", "classifier training"):
+        pairs.append((f"{name}: all devices / one", name, f"{name}, one device"))
+        # The config's own precision stands without a suffix.
+        low, high = (
+            f"{name}, {dtype}" if f"{name}, {dtype}" in rates else name
+            for dtype in ("bfloat16", "float32")
+        )
+        pairs.append((f"{name}: bfloat16 / float32", low, high))
+    return [
+        ratio(title, rates[above], rates[below])
+        for title, above, below in pairs
+        if above in rates and below in rates and above != below
+    ]
+
+
+def measure(
+    config: config_lib.Config, classes: int, *, repetitions: int, seconds: float, compare: bool
+) -> dict[str, Any]:
+    """Everything that the JSON holds but the config's name."""
+    device = jax.devices()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        cases = build(config, classes, pathlib.Path(folder), compare)
+        try:
+            timed = time_all(list(cases.values()), repetitions, seconds)
+        finally:
+            for case in cases.values():
+                case.close()
+    rates = dict(zip(cases, timed, strict=True))
+    memory, source = peak_memory(device)
+    return {
+        "version": 1,
+        "device": {"platform": device.platform, "kind": device.device_kind,
+                   "count": jax.device_count()},
+        "versions": {**artifacts.versions(), "pillow": importlib.metadata.version("pillow")},
+        "image_shape": list(cases_lib.shape_of(config)),
+        "classes": classes,
+        "load_average": list(os.getloadavg()),
+        "peak_memory": {"bytes": memory, "of": source},
+        "rows": [row(case, rates[name], device.device_kind) for name, case in cases.items()],
+        "ratios": ratios(rates),
+    }  # fmt: skip
+
+
+def peak_memory(device: jax.Device) -> tuple[int, str]:
+    """Most bytes held at once so far, and where: on the device, else by the process."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"]), "device"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "process"
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as text."""
+    device = result["device"]
+    lines = [
+        f"{result.get('config', '')} on {device['count']} x {device['kind']} "
+        f"({device['platform']}), images {result['image_shape']}, n = "
+        f"{result['rows'][0]['images_per_second']['n']}: median (least - greatest)",
+        f"{'':36s} {'batch':>5s} {'images/s':>30s} {'GFLOP/s':>9s} {'of peak':>8s} "
+        f"{'lower s':>8s} {'compile s':>9s}",
+    ]
+    for entry in result["rows"]:
+        rate, flops = entry["images_per_second"], entry["gflops_per_second"]
+        share = entry["flops_utilisation"]
+        lines.append(
+            f"{entry['name']:36s} {entry['batch']:5d} {_spread(rate):>30s} "
+            f"{_number(flops and flops['median']):>9s} "
+            f"{'-' if share is None else format(share['median'], '.1%'):>8s} "
+            f"{_number(entry['lower_seconds']):>8s} {_number(entry['compile_seconds']):>9s}"
+        )
+        if evaluations := entry["image_evaluations_per_second"]:
+            name = "  image-evaluations/s"
+            lines.append(f"{name:36s} {'':5s} {_spread(evaluations):>30s}")
+    lines += [f"{entry['name']:60s} {_spread(entry)}" for entry in result["ratios"]]
+    memory = result["peak_memory"]
+    return "\n".join([*lines, f"peak memory ({memory['of']}): {memory['bytes'] / 2**20:,.0f} MiB"])
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def _spread(entry: Mapping[str, float]) -> str:
+    return " ".join((
+        _number(entry["median"]), f"({_number(entry['min'])} - {_number(entry['max'])})"
+    ))  # fmt: skip
+
+
+def _main(_: list[str]) -> None:
+    values = flags.FLAGS
+    logging.set_verbosity(logging.WARNING)
+    config = config_lib.build(config_lib.Config, values.config)
+    jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
+    # A program out of the cache would say nothing about compilation.
+    jax.config.update("jax_enable_compilation_cache", False)
+    classes = values.classes or len(sources.load(config.data).classes)
+    name = config_flags.get_config_filename(values["config"])
+    result = {
+        "config": name,
+        **measure(
+            config, classes, repetitions=values.repetitions, seconds=values.seconds,
+            compare=values.compare,
+        ),
+    }  # fmt: skip
+    print(table(result))
+    if values.out:
+        text = json.dumps(result, indent=1, allow_nan=False)
+        pathlib.Path(values.out).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+    flags.DEFINE_string("out", None, "JSON file to write")
+    flags.DEFINE_integer("repetitions", 7, "how often each case is timed", lower_bound=1)
+    flags.DEFINE_float("seconds", 1.0, "that a repetition of a case lasts, about", lower_bound=0.0)
+    flags.DEFINE_bool("compare", False, "also both trainings at other precision, on one device")
+    flags.DEFINE_integer("classes", 0, "where the data set is not at hand to say", lower_bound=0)
+    flags.mark_flag_as_required("config")
+    app.run(_main)

@@ -1,0 +1,106 @@
+"""Files: locators that stay inside a root, files that appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|partial)")  # .<name>.<process>.tmp
+
+
+class DiskFullError(OSError):
+    """No space left; what was already written is intact."""
+
+
+def inside(root: pathlib.Path, locator: str) -> pathlib.Path:
+    """The path of `locator` below `root`.
+
+    Only the spelling is judged: a symbolic link that stands inside the root may lead elsewhere,
+    because whoever owns the root has put it there, and image folders often are links.
+
+    Raises:
+      ValueError: the locator is empty, absolute, or climbs out of the root.
+    """
+    parts = pathlib.Path(locator).parts
+    normal = os.path.normpath(locator) if locator else ".."
+    if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or "\0" in locator:
+        raise ValueError(
+            f"{locator!r} leads out of {root}; give image and mask paths relative to "
+            "config.data.root, without '..' above it"
+        )
+    return root.joinpath(*parts)
+
+
+def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
+    """Raises DiskFullError where `folder`'s disk has fewer than `needed` bytes free."""
+    if shutil.disk_usage(folder).free < needed:
+        raise _no_space(folder, what, needed)
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path, what: str, needed: int | None = None) -> Iterator[None]:
+    """Turns "no space left on device" and "quota exceeded" into an error that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        # orbax's and ArrayRecord's storage layers report the same conditions without an errno.
+        texts = ("No space left", "quota exceeded")
+        full = number in (errno.ENOSPC, errno.EDQUOT) or any(t in str(error) for t in texts)
+        if not full or isinstance(error, DiskFullError):
+            raise
+        raise _no_space(path, what, needed) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path, what: str, needed: int | None = None) -> Iterator[BinaryIO]:
+    """Opens a file for writing that takes its name only once it is complete and on disk.
+
+    Args:
+      path: the final name; an older file of that name stands until then.
+      what: what it is, for the message when there is no space.
+      needed: bytes that will be written, likewise.
+
+    Raises:
+      DiskFullError: no space left; what was written so far is removed, as after any other error.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with disk_errors(path, what, needed):
+            with partial.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: pathlib.Path, data: bytes | str, what: str) -> None:
+    """Writes a file under a temporary name and renames it: it exists whole or not at all."""
+    raw = data.encode() if isinstance(data, str) else data
+    with whole_file(path, what, len(raw)) as stream:
+        stream.write(raw)
+
+
+def sweep(folder: pathlib.Path, outside: pathlib.Path | None = None) -> None:
+    """Removes the temporary files of writes in `folder`, not in `outside`, that a kill cut short.
+
+    Call it under the folder's lock: nobody else's unfinished write may be there.
+    """
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and outside not in path.parents:
+            path.unlink(missing_ok=True)
+
+
+def _no_space(path: pathlib.Path, what: str, needed: int | None) -> DiskFullError:
+    size = f" ({needed / 2**20:.1f} MiB needed)" if needed is not None else ""
+    return DiskFullError(
+        errno.ENOSPC,
+        f"no space left while writing {what}{size} to {path}; finished stages and the last "
+        "checkpoint are intact: free space and run the same command again",
+    )

@@ -1,0 +1,125 @@
+"""The throughput experiment: every part is timed, and the arithmetic of its figures."""
+
+import json
+import math
+import pathlib
+import time
+
+import pytest
+
+from experiments.throughput import cases, throughput
+from lt_jax import config as config_lib
+from lt_jax.runtime import mesh
+from tests.shrink import shrink
+from tests.test_golden_configs import load
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLASSES = 10
+
+
+@pytest.fixture(scope="module")
+def config():
+    values = shrink(load(ROOT / "configs/digits.py"))
+    return config_lib.build(config_lib.Config, values)
+
+
+@pytest.fixture(scope="module")
+def result(config):
+    return throughput.measure(config, CLASSES, repetitions=3, seconds=0.01, compare=False)
+
+
+def test_every_part_is_timed(result):
+    assert [row["name"] for row in result["rows"]] == [
+        "generator training", "sampling", "extractor training", "classifier training",
+        "prediction", "loader, memory", "loader, JPEG files", "loader, pool",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        rate = row["images_per_second"]
+        assert 0 < rate["min"] <= rate["median"] <= rate["max"] and rate["n"] == 3
+        on_device = not row["name"].startswith("loader")
+        assert (row["compile_seconds"] is not None) == on_device
+        assert (row["gflops_per_second"] is not None) == on_device
+    assert {r["name"] for r in result["ratios"]} == {
+        f"loader, {source} / classifier training" for source in ("memory", "JPEG files", "pool")
+    }
+
+
+def test_result_is_strict_json_and_a_table(result):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    text = throughput.table(result)
+    for row in result["rows"]:
+        assert row["name"] in text
+    assert result["peak_memory"]["bytes"] > 2**20
+
+
+def test_an_image_costs_two_evaluations_a_step_under_guidance(config, result):
+    assert config.synthesize.guidance_scale not in (0.0, 1.0)
+    (row,) = [row for row in result["rows"] if row["name"] == "sampling"]
+    per_image = row["image_evaluations_per_second"]["min"] / row["images_per_second"]["min"]
+    assert math.isclose(per_image, 2 * config.synthesize.steps)
+
+
+def test_no_utilisation_is_claimed_where_the_peak_is_not_known(result):
+    assert all(row["flops_utilisation"] is None for row in result["rows"])
+
+
+def test_utilisation_is_achieved_over_peak_of_all_devices():
+    case = cases.Case("x", lambda: None, 4, flops=8e12, dtype="bfloat16", devices=2)
+    row = throughput.row(case, [494.5, 494.5], "NVIDIA H200")  # 2 TFLOP an image: 989 TFLOP/s
+    assert math.isclose(row["gflops_per_second"]["median"], 989e3)
+    assert math.isclose(row["flops_utilisation"]["median"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312e12),
+        ("NVIDIA H100 80GB HBM3", "float32", 494e12),
+        ("NVIDIA H100 PCIe", "bfloat16", 756e12),  # not the faster card's, whose name begins alike
+        ("TPU v5 lite", "bfloat16", 197e12),
+        ("TPU v5", "bfloat16", 459e12),
+        ("cpu", "float32", None),
+        ("NVIDIA H100 80GB HBM3", "", None),
+    ],
+)
+def test_peaks(kind, dtype, peak):
+    assert throughput.peak_flops(kind, dtype) == peak
+
+
+def test_rates_are_images_over_seconds():
+    case = cases.Case("sleep", lambda: time.sleep(0.01), 5)
+    (rates,) = throughput.time_all([case], 2, 0.05)
+    assert len(rates) == 2
+    assert all(0 < rate <= 500 for rate in rates)  # 5 images in a hundredth of a second, or more
+
+
+def test_spread_and_ratio():
+    assert throughput.Spread.of([3.0, 1.0, 2.0]) == throughput.Spread(2.0, 1.0, 3.0, 3)
+    assert throughput.Spread.of([4.0, 1.0]) == throughput.Spread(2.5, 1.0, 4.0, 2)
+    # Within repetitions: a slow second repetition moves no ratio.
+    entry = throughput.ratio("twice", [2.0, 0.2], [1.0, 0.1])
+    assert (entry["min"], entry["max"]) == (2.0, 2.0)
+
+
+def test_comparisons_of_whichever_precision_the_config_has():
+    names = [entry["name"] for entry in throughput.ratios({"generator training": [1.0]})]
+    assert names == []
+    for other, expected in (("bfloat16", 3.0), ("float32", 1 / 3.0)):
+        rates = {"generator training": [1.0], f"generator training, {other}": [3.0]}
+        (entry,) = throughput.ratios(rates)
+        assert entry["name"] == "generator training: bfloat16 / float32"
+        assert math.isclose(entry["median"], expected)
+
+
+def test_with_dtype_moves_every_network(config):
+    low = cases.with_dtype(config, "bfloat16")
+    assert low.generator.model.dtype == "bfloat16"
+    assert cases.dtype_of(low.extractor.model) == cases.dtype_of(low.classify.model) == "bfloat16"
+    assert cases.with_dtype(low, "float32") == config
+
+
+def test_training_case_trains(config):
+    case = cases.classifier_training(config, CLASSES, mesh.make_mesh())
+    losses = [float(case.call()["loss"]) for _ in range(30)]
+    assert losses[-1] < losses[0]  # the state goes round; one batch is learnt by heart
+    assert case.devices == 8 and case.images == config.classify.batch_size

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import ml_collections
 
+from lt_jax.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A config field that is unknown, of the wrong type, or out of range."""
 
 
@@ -212,7 +214,7 @@ class ExtractorConfig:
 class SelectionConfig:
     """Which synthetic images are accepted."""
 
-    score: str = choice("mahalanobis")
+    score: str = choice("mahalanobis", "none")
     keep_rate: float = bounded(0.9, 0.0, 1.0)  # gamma: held-out real images the threshold accepts
     folds: int = bounded(5, 2, 100)
     pooling: float = bounded(20.0, 0.0, 1e6)  # images at which a class's own threshold weighs half

@@ -13,7 +13,8 @@ from ml_collections import config_flags
 
 from lt_jax import config as config_lib
 from lt_jax import dry_run, pipeline
-from lt_jax.runtime import faults, files, mesh
+from lt_jax.errors import UserError
+from lt_jax.runtime import faults, mesh
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "config file; --config.a.b=v overrides a field", lock_config=True
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> None:
     except faults.Preempted as stop:
         logging.warning("%s", stop)
         sys.exit(faults.REQUEUE_EXIT_CODE)
-    except (config_lib.ConfigError, files.DiskFullError, faults.WorkdirInUseError) as error:
+    except UserError as error:
         sys.exit(f"lt_jax: {error}")
 
 

@@ -24,6 +24,8 @@ SCHEMAS: dict[str, int] = dict.fromkeys(STAGES, 1)
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     """Every stage of a run, inputs before their users; one spec an arm and seed of `classify`.
 
+    Without an arm that uses synthetic images there is no generator, extractor or pool.
+
     Raises:
       ConfigError: the baseline names no arm, or there are no arms or seeds.
     """
@@ -41,8 +43,11 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
         for seed in config.classify.seeds:
             fields = {**recipe, "arm": key_fields(arm), "seed": seed}
             runs.append(_spec(f"classify/{name}/seed{seed}", fields, prepare, *pool))
-    report = _spec("report", key_fields(config.evaluate), prepare, synthesize, *runs)
-    return [prepare, generator, extractor, synthesize, *runs, report]
+    pooled = any(arm.controller != "none" for arm in config.classify.arms.values())
+    pool = (synthesize,) if pooled else ()
+    report = _spec("report", key_fields(config.evaluate), prepare, *pool, *runs)
+    makers = [generator, extractor, synthesize] if pooled else []
+    return [prepare, *makers, *runs, report]
 
 
 def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifacts.Spec:

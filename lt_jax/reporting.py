@@ -33,7 +33,9 @@ def report(folder: pathlib.Path, context: "Context") -> Ledger:
     clock = Clock(costs)
     config = context.config
     manifest, images = prepare.load(context.folder("prepare"), config.data)
-    pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+    pool = None
+    if "synthesize" in context.specs:
+        pool = PoolReader(context.folder("synthesize"), manifest.sha256)
     log = context.workdir / "test_openings.jsonl"
     test_ids, test_labels = manifest.open_test(log, f"report: {context.command}")
     dataset = _dataset(config, manifest, test_labels, len(log.read_text().splitlines()))
@@ -45,11 +47,12 @@ def report(folder: pathlib.Path, context: "Context") -> Ledger:
         arms=tuple(_arm(name, context, manifest, test_ids) for name in config.classify.arms),
         evaluate=config.evaluate,
         tau=config.classify.logit_adjustment,
-        pool=_pool(pool),
-        gallery=_gallery(manifest, images, pool),
+        pool=None if pool is None else _pool(pool),
+        gallery=None if pool is None else _gallery(manifest, images, pool),
         costs=tuple(
             report_lib.StageCost(name, ledger.seconds, ledger.images, ledger.flops)
             for name in ("generator", "extractor", "synthesize")
+            if name in context.specs
             for ledger in (context.store.ledger(context.specs[name]),)
         ),
         skipped=[str(entry) for entry in manifest.protocol["skipped"]],

@@ -30,7 +30,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         config.classify.update(rounds=2, seeds=(0, 1))
         config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)
         # A network of four steps passes no honest gate; this run is about the plumbing.
-        config.synthesize.selection.update(keep_rate=1.0, label_probability=0.0, pooling=1e6)
+        config.synthesize.selection.update(score="none", label_probability=0.0)
         config.evaluate.update(resamples=100, permutations=100)
         config.runtime.update(log_every=2, checkpoint_every=2)
     return config

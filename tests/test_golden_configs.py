@@ -10,7 +10,7 @@ from lt_jax import config as config_lib
 from lt_jax import pipeline
 from tests import goldens
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
 
 
 def load(path):

@@ -48,6 +48,8 @@ class Case:
       dtype: that the matrix products are in; "" where there are none.
       devices: over which the batch is split; 0 for work on host.
       lower_seconds, compile_seconds: tracing and lowering, and XLA's compilation.
+      drain: calls to make, uncounted, before each repetition: batches that a loader has prepared
+        while other cases had their turn would look as if they had cost nothing.
       close: ends what works in the background.
     """
 
@@ -60,6 +62,7 @@ class Case:
     devices: int = 0
     lower_seconds: float | None = None
     compile_seconds: float | None = None
+    drain: int = 0
     close: Callable[[], None] = lambda: None
 
 
@@ -276,7 +279,9 @@ def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray
     )
     mixture = controllers.real_only(np.array([len(r) for r in rows]), "instance").mixture(0, None)
     stream.set_mixture(mixture.class_weight, mixture.share)
-    return Case(name, lambda: next(stream), size, close=stream.close)
+    # grain holds two batches, one is under way, and each worker holds and makes one.
+    drain = 3 + 2 * config.runtime.loader_workers
+    return Case(name, lambda: next(stream), size, drain=drain, close=stream.close)
 
 
 def _files(config: Config, n: int, folder: pathlib.Path) -> FileImages:

@@ -89,6 +89,8 @@ def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[li
 
 
 def _seconds(case: Case, calls: int) -> float:
+    for _ in range(case.drain):
+        case.call()
     since = time.perf_counter()
     for _ in range(calls):
         result = case.call()

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
+from lt_jax.errors import UserError
+
 THUMBNAIL = 16
 # Standard deviation below which a thumbnail (in [0, 1]) says nothing: 2.5 gray levels. The flattest
 # of 7,955 dermoscopy images has 4.5. Without it, blank frames would all match one another.
@@ -21,7 +23,7 @@ MIN_CONTRAST = 0.01
 _CHUNK = 1024
 
 
-class DuplicateError(ValueError):
+class DuplicateError(UserError, ValueError):
     """A scan whose threshold joins so much that it says nothing."""
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from lt_jax.errors import UserError
+
 Box = tuple[float, float, float, float]
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """An image or mask that cannot be used; `config.data.on_bad_image` says what then happens."""
 
 

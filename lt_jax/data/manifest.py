@@ -21,12 +21,13 @@ from jaxtyping import Int
 
 from lt_jax.data.images import Box, as_box, is_box
 from lt_jax.data.splits import SPLITS
+from lt_jax.errors import UserError
 from lt_jax.runtime.files import whole_file
 
 LOCKED = -1  # stands for a test label in a manifest without them
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError, ValueError):
     """A manifest that contradicts itself, or a use that its state does not allow."""
 
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 from PIL import Image
 
+from lt_jax.errors import UserError
 from lt_jax.runtime import files
 
 VERDICTS = ("accepted", "ood", "label", "surplus")
@@ -43,7 +44,7 @@ SCHEMA = pa.schema(
 )
 
 
-class ForeignPoolError(ValueError):
+class ForeignPoolError(UserError, ValueError):
     """A pool that was generated from another manifest's train rows."""
 
 

@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Int
 
 from lt_jax.config import SplitConfig
+from lt_jax.errors import UserError
 
 SPLITS = ("train", "policy_val", "val", "test")
 
 
-class SplitError(ValueError):
+class SplitError(UserError, ValueError):
     """A split that the data cannot carry."""
 
 

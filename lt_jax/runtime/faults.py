@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Iterator
 
+from lt_jax.errors import UserError
+
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: what schedulers take as "run me again"
 
 _stop = threading.Event()
@@ -17,11 +19,11 @@ class Preempted(Exception):
     """SIGTERM arrived and the current training has been saved."""
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(UserError, FloatingPointError):
     """A loss or gradient became NaN or infinite."""
 
 
-class WorkdirInUseError(RuntimeError):
+class WorkdirInUseError(UserError, RuntimeError):
     """Another process runs in the same workdir."""
 
 

@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from lt_jax.errors import UserError
+
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|partial)")  # .<name>.<process>.tmp
 
 
-class DiskFullError(OSError):
+class DiskFullError(UserError, OSError):
     """No space left; what was already written is intact."""
 
 

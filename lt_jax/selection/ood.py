@@ -147,9 +147,31 @@ class Mahalanobis:
         return squared / (features.shape[1] * (1 + 1 / state.counts[labels]))
 
 
+@dataclasses.dataclass(frozen=True)
+class NoScore:
+    """Every image scores 0 and passes: the ablation "without selection"."""
+
+    num_classes: int
+
+    def fit(
+        self,
+        features: Float[np.ndarray | Array, "n d"],
+        logits: Float[np.ndarray | Array, "n k"],
+        labels: Int[np.ndarray | Array, "n"],
+    ) -> Any:
+        """Nothing."""
+        return ()
+
+    def score(
+        self, state: Any, features: Features, logits: Logits, labels: Labels
+    ) -> Float[Array, "b"]:
+        """Zeros."""
+        return jnp.zeros(features.shape[0])
+
+
 def make(config: SelectionConfig, num_classes: int) -> Scorer:
     """The scorer that a config names."""
-    return {"mahalanobis": Mahalanobis}[config.score](num_classes)
+    return {"mahalanobis": Mahalanobis, "none": NoScore}[config.score](num_classes)
 
 
 def ledoit_wolf(

@@ -93,6 +93,23 @@ def test_rates_are_images_over_seconds():
     assert all(0 < rate <= 500 for rate in rates)  # 5 images in a hundredth of a second, or more
 
 
+def test_what_was_prepared_meanwhile_is_not_counted():
+    ready = [2]
+
+    def buffered():
+        if ready[0]:
+            ready[0] -= 1
+        else:
+            time.sleep(0.01)
+
+    def other():
+        ready[0] = 2
+
+    loader = cases.Case("loader", buffered, 5, drain=2)
+    rates, _ = throughput.time_all([loader, cases.Case("step", other, 1)], 3, 0.0)
+    assert all(rate <= 500 for rate in rates)
+
+
 def test_spread_and_ratio():
     assert throughput.Spread.of([3.0, 1.0, 2.0]) == throughput.Spread(2.0, 1.0, 3.0, 3)
     assert throughput.Spread.of([4.0, 1.0]) == throughput.Spread(2.5, 1.0, 4.0, 2)

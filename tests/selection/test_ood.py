@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import SelectionConfig
-from lt_jax.selection import ood
+from lt_jax.selection import ood, select
 from lt_jax.selection.ood import MIN_SHRINKAGE, Mahalanobis, ledoit_wolf
 
 
@@ -199,3 +199,14 @@ def test_make_follows_the_config():
     made = ood.make(SelectionConfig(), 7)
     assert made == Mahalanobis(7)
     assert isinstance(made, ood.Scorer)
+
+
+def test_without_a_score_every_image_passes(getkey):
+    features = jax.random.normal(getkey(), (12, 3))
+    labels = np.arange(12) % 2
+    scorer = ood.make(SelectionConfig(score="none"), 2)
+    config = SelectionConfig(score="none", label_probability=0.0, folds=2)
+    gates = select.calibrate(scorer, features, jnp.zeros((12, 2)), labels, config, 0)
+    far = 1e6 + jax.random.normal(getkey(), (4, 3))
+    verdict = select.judge(gates, far, jnp.zeros((4, 2)), jnp.zeros(4, jnp.int32))
+    assert verdict.accepted.all()

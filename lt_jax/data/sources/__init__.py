@@ -18,12 +18,13 @@ from jaxtyping import UInt8
 from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data import images
 from lt_jax.data.images import Box
+from lt_jax.errors import UserError
 from lt_jax.runtime.files import inside
 
 Attribute = str | float | int | None
 
 
-class SourceError(ValueError):
+class SourceError(UserError, ValueError):
     """A dataset that is not where, or not what, its source takes it for."""
 
 

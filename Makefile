@@ -4,6 +4,9 @@ ACCEL ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
 REQUIREMENTS := $(if $(filter cpu,$(ACCEL)),requirements.txt,requirements-cuda.txt)
+ifeq ($(filter cpu cuda13,$(ACCEL)),)
+$(error ACCEL is "$(ACCEL)"; takes cpu or cuda13 (for CUDA 12, see requirements-cuda.txt))
+endif
 # One install a set of requirements: the stamp is newer than what it was made from.
 STAMP := $(VENV)/.installed-$(ACCEL)
 DEV_STAMP := $(VENV)/.installed-dev

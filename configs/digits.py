@@ -23,8 +23,6 @@ def get_config() -> ConfigDict:
             channels=1,
             profile="exponential",
             imbalance_factor=20.0,
-            head_above=50,
-            tail_below=20,
             near_duplicates="off",
         )
         config.data.split.update(policy_val=0.1, val=0.1, test=0.24)
@@ -57,6 +55,7 @@ def get_config() -> ConfigDict:
             min_dose=1.0,
         )
         config.classify.arms = arms()
+        config.evaluate.update(head_above=50, tail_below=20)
         config.runtime.update(log_every=50, checkpoint_every=100)
     return config
 

@@ -22,8 +22,6 @@ def get_config() -> ConfigDict:
             image_size=32,
             channels=3,
             profile="natural",
-            head_above=1000,
-            tail_below=100,
         )
         # Lesions have no up or down, and neither has dermoscopy.
         symmetric = {"horizontal_flip": True, "vertical_flip": True, "rotate90": True}
@@ -70,6 +68,7 @@ def get_config() -> ConfigDict:
             max_attempts=2.0,
         )
         config.classify.arms = arms()
+        config.evaluate.update(head_above=1000, tail_below=100)
     return config
 
 
@@ -80,7 +79,6 @@ def arms() -> dict[str, dict[str, object]]:
         "ce": {},
         "resample": {"sampler": "balanced"},
         "balanced_softmax": {"loss": "balanced_softmax"},
-        "synthetic_uniform_25": {"controller": "uniform", "dose": 0.25},
         "synthetic_uniform_50": {"controller": "uniform", "dose": 0.5},
         "synthetic_fill_to_500": {"controller": "fill_to_head", "fill_to": 500},
         "synthetic_fill_to_500_balanced_softmax": {

@@ -16,11 +16,11 @@ from lt_jax import config as config_lib
 
 
 def get_config() -> ConfigDict:
-    """The locked config: the recipe of `ham10000`, longer, with a ViT and a small ResNet."""
+    """The locked config: the recipe of `ham10000` with a ViT and a small ResNet."""
     config: Any = ham10000.get_config()
     with config.unlocked():
         config.data.image_size = 28
-        config.classify.update(steps=600, seeds=(0, 1, 2))
+        config.classify.seeds = (0, 1, 2)
         config.classify.model.resnet.update(channels=(16, 32, 64), blocks=(1, 1, 1))
         config.evaluate.baseline = "vit_ce"
         arm = config_lib.to_dict(config_lib.ArmConfig())

@@ -3,7 +3,6 @@
 python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
 """
 
-import json
 import pathlib
 import shlex
 import sys
@@ -11,14 +10,11 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from lt_jax import config as config_lib
 from lt_jax import dry_run, pipeline
 from lt_jax.errors import UserError
 from lt_jax.runtime import faults, mesh
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config file; --config.a.b=v overrides a field", lock_config=True
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "--config.a.b=v overrides a field")
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
 _CACHE = flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
 _STAGES = flags.DEFINE_list("stages", list(pipeline.STAGES), "stages to run")
@@ -26,22 +22,19 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "print config, stages and work; r
 _ACCEPT = flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Runs, or only describes, the pipeline."""
-    del argv
     workdir = pathlib.Path(_WORKDIR.value)
     cache = pathlib.Path(_CACHE.value) if _CACHE.value else None
     command = shlex.join(["python", "-m", "lt_jax.main", *sys.argv[1:]])
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax tells a story a checkpoint at INFO
+    logging.set_verbosity(logging.WARNING)  # at INFO, orbax tells a story a checkpoint
     faults.install_sigterm_handler()
     try:
         run = pipeline.Pipeline(_CONFIG.value, workdir, cache, command)
         runtime = run.config.runtime
         compiled = runtime.compilation_cache or str((cache or workdir) / ".jax_cache")
-        mesh.configure_devices(runtime.cpu_devices, compiled)
+        mesh.configure_devices(runtime.cpu_devices, None if _DRY_RUN.value else compiled)
         if _DRY_RUN.value:
-            print(json.dumps(config_lib.to_dict(run.config), indent=1))
             print(dry_run.describe(run, _STAGES.value))
         else:
             run.run(_STAGES.value, _ACCEPT.value)
@@ -52,6 +45,15 @@ def main(argv: list[str]) -> None:
         sys.exit(f"lt_jax: {error}")
 
 
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser; an override of a field that the config lacks is an error in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        given = next((arg for arg in argv if str(error).strip("'\"") in arg), "--config")
+        sys.exit(f"lt_jax: {given}: the config has no such field; --dry_run prints those it has")
+
+
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -4,6 +4,7 @@ A run is a list of specs (`runtime.artifacts`), in an order in which every stage
 inputs. A stage whose artifact is finished is skipped; an unfinished one goes on where it was.
 """
 
+import hashlib
 import json
 import pathlib
 import re
@@ -13,7 +14,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
-from lt_jax import stages
+from lt_jax import preflight, reporting, stages
+from lt_jax.context import Context
+from lt_jax.data import sources
 from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
@@ -31,23 +34,43 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     """
     _check_arms(config)
     key_fields = config_lib.key_fields
-    prepare = _spec("prepare", key_fields(config.data))
-    shape = {"image_size": config.data.image_size, "channels": config.data.channels}
-    generator = _spec("generator", {**key_fields(config.generator), **shape}, prepare)
-    extractor = _spec("extractor", {**key_fields(config.extractor), **shape}, prepare)
+    prepare = _spec("prepare", {**key_fields(config.data), **_file_hashes(config.data)})
+    generator = _spec("generator", key_fields(config.generator), prepare)
+    extractor = _spec("extractor", key_fields(config.extractor), prepare)
     synthesize = _spec("synthesize", key_fields(config.synthesize), prepare, generator, extractor)
-    recipe = {k: v for k, v in key_fields(config.classify).items() if k not in ("seeds", "arms")}
+    recipe = key_fields(config.classify)
+    tau = recipe.pop("logit_adjustment")
+    del recipe["seeds"], recipe["arms"]
     runs = []
     for name, arm in config.classify.arms.items():
+        fields = {**recipe, "arm": key_fields(arm)}
+        if arm.loss == "logit_adjusted":
+            fields["tau"] = tau
         pool = () if arm.controller == "none" else (synthesize,)
-        for seed in config.classify.seeds:
-            fields = {**recipe, "arm": key_fields(arm), "seed": seed}
-            runs.append(_spec(f"classify/{name}/seed{seed}", fields, prepare, *pool))
+        runs += [
+            _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *pool)
+            for seed in config.classify.seeds
+        ]
     pooled = any(arm.controller != "none" for arm in config.classify.arms.values())
     pool = (synthesize,) if pooled else ()
-    report = _spec("report", key_fields(config.evaluate), prepare, *pool, *runs)
+    report = _spec("report", {**key_fields(config.evaluate), "tau": tau}, prepare, *pool, *runs)
     makers = [generator, extractor, synthesize] if pooled else []
     return [prepare, *makers, *runs, report]
+
+
+def _file_hashes(data: config_lib.DataConfig) -> dict[str, str]:
+    """Contents of the files that decide the draw: a rewritten list is another input."""
+    named = {
+        "csv": pathlib.Path(data.root, data.csv) if data.csv else None,
+        "manifest": pathlib.Path(data.manifest) if data.manifest else None,
+    }
+    hashes = {}
+    for name, path in named.items():
+        if path is not None and path.is_dir():
+            path = path / "manifest.json"  # which holds the sha256 of the manifest
+        if path is not None and path.is_file():
+            hashes[f"{name}_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashes
 
 
 def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifacts.Spec:
@@ -65,6 +88,10 @@ def _check_arms(config: config_lib.Config) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise config_lib.ConfigError(
                 f"config.classify.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
+            )
+        if arms[name].controller == "uniform" and arms[name].dose == 0:
+            raise config_lib.ConfigError(
+                f"config.classify.arms.{name}.dose: got 0.0; `uniform` takes a dose above 0"
             )
     if len(set(config.classify.seeds)) < len(config.classify.seeds):
         raise config_lib.ConfigError(
@@ -128,7 +155,7 @@ class Pipeline:
             files.sweep(self.workdir.resolve(), outside=self.store.root)
             self._claim(accept_config_change)
             self._check_inputs(selected)
-            context = stages.Context(
+            context = Context(
                 config=self.config,
                 specs={spec.stage: spec for spec in self.specs},
                 store=self.store,
@@ -136,28 +163,45 @@ class Pipeline:
                 mesh=mesh.make_mesh(),
                 command=self._command,
             )
-            for spec in selected:
-                if self.store.done(spec):
-                    self.store.open(spec)
-                    progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
-                    continue
-                folder = self.store.open(spec)
-                with faults.lock(folder):  # which may lie in a cache that other runs share
-                    files.sweep(folder)
-                    cost = stages.run(spec, folder, context)
-                    self.store.finish(spec, cost)
+            self._preflight(selected, context)
+            try:
+                for spec in selected:
+                    self._run_stage(spec, context)
+            finally:
                 self._collect_metrics()
-                faults.raise_if_stopping(spec.stage)
-            self._collect_metrics()  # also of stages that were finished before, here or elsewhere
+
+    def _run_stage(self, spec: artifacts.Spec, context: Context) -> None:
+        folder = self.store.open(spec)
+        with faults.lock(folder):  # which may lie in a cache that other runs share
+            if self.store.done(spec):
+                progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
+            else:
+                files.sweep(folder)
+                self.store.finish(spec, stages.run(spec, folder, context))
+        if spec.stage == "report":
+            reporting.publish(folder, self.workdir)
+        faults.raise_if_stopping(spec.stage)
+
+    def _preflight(self, selected: Sequence[artifacts.Spec], context: Context) -> None:
+        """Finds what cannot work before the first stage starts."""
+        names = {spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)}
+        preflight.check_batches(self.config, names, context.mesh)
+        if names - {"prepare", "report"}:
+            classes = len(sources.load(self.config.data).classes)
+            preflight.networks(self.config, names, classes)
 
     def _claim(self, accept_config_change: bool) -> None:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""
         path = self.workdir / "config.json"
         new = json.loads(json.dumps(config_lib.to_dict(self.config)))
         if path.exists() and not accept_config_change:
-            old = json.loads(path.read_text())
             # What changes no result may change between runs.
-            changes = [line for line in differences(old, new) if "config.runtime." not in line]
+            free = ("config.runtime.", "config.data.decode_once_mib")
+            changes = [
+                line
+                for line in differences(json.loads(path.read_text()), new)
+                if not line.startswith(free)
+            ]
             if changes:
                 raise config_lib.ConfigError(
                     f"{self.workdir} holds a run of another config:\n  "

@@ -2,30 +2,29 @@
 
 import json
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from lt_jax import config as config_lib
 from lt_jax.classify import losses
+from lt_jax.classify.train import effective_counts
+from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
-from lt_jax.data.manifest import SplitManifest
+from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import report as report_lib
 from lt_jax.runtime import artifacts, metrics
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
 
-if TYPE_CHECKING:
-    from lt_jax.stages import Context
-
 PICTURES = 8  # of each class in each gallery
 
 
-def report(folder: pathlib.Path, context: "Context") -> Ledger:
-    """Writes report.json, report.html and figures; links them into the workdir; prints the table.
+def report(folder: pathlib.Path, context: Context) -> Ledger:
+    """Writes report.json, report.html and figures.
 
     Every call is an opening of the test split and is logged in `<workdir>/test_openings.jsonl`.
     """
@@ -57,14 +56,20 @@ def report(folder: pathlib.Path, context: "Context") -> Ledger:
         ),
         skipped=[str(entry) for entry in manifest.protocol["skipped"]],
     )
-    written = report_lib.write(inputs, folder)
-    for name in ("report.json", "report.html", "figures"):
-        artifacts.link(context.workdir / name, folder / name)
-    print(report_lib.text_table(written))
-    print(f"report: {context.workdir / 'report.html'}")
-    say(f"report: the test split of this workdir has been opened {dataset.test_openings} time(s)")
+    report_lib.write(inputs, folder)
     clock.read()
     return costs
+
+
+def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Links a finished report into the workdir and prints its table and path."""
+    for name in ("report.json", "report.html", "figures"):
+        artifacts.link(workdir / name, folder / name)
+    written = report_lib.read(folder / "report.json")
+    print(report_lib.text_table(written))
+    print(f"report: {workdir / 'report.html'}")
+    openings = written["dataset"]["test_openings"]
+    say(f"test labels of this workdir: opened {openings} time(s) when this report was written")
 
 
 def _environment() -> dict[str, Any]:
@@ -85,58 +90,67 @@ def _dataset(
         name=data.source,
         classes=manifest.classes,
         train_counts=manifest.counts("train").tolist(),
-        groups=manifest.groups_by_count(data.head_above, data.tail_below, data.group_by),
+        groups=manifest.groups_by_count(
+            config.evaluate.head_above, config.evaluate.tail_below, config.evaluate.group_by
+        ),
         manifest_sha256=manifest.sha256,
         protocol=json.dumps(dict(manifest.protocol), default=str),
         test_openings=openings,
         test_labels=test_labels,
         test_groups=[manifest.groups[row] for row in test],
-        val_labels=manifest.labels[val],
+        val_labels=manifest.labels[val] if len(val) else None,
     )
 
 
 def _arm(
-    name: str, context: "Context", manifest: SplitManifest, test_ids: tuple[str, ...]
+    name: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
 ) -> report_lib.Arm:
-    arm = context.config.classify.arms[name]
-    folders = {
-        seed: context.folder(f"classify/{name}/seed{seed}")
-        for seed in context.config.classify.seeds
+    config = context.config.classify
+    arm = config.arms[name]
+    stages = [f"classify/{name}/seed{seed}" for seed in config.seeds]
+    runs = [_run(stage, context, manifest, test_ids) for stage in stages]
+    mixtures = json.loads((context.folder(stages[0]) / "mixture.json").read_text())
+    counts = manifest.counts("train")
+    rounds = {
+        field: np.mean([mixture[field] for mixture in mixtures], axis=0)
+        for field in ("class_weight", "share", "in_use", "unmet")
     }
-    val_ids = [manifest.ids[row] for row in manifest.rows("val")]
-    runs = []
-    for seed, folder in folders.items():
-        predictions = np.load(folder / "predictions.npz")
-        if [*predictions["test_ids"]] != [*test_ids] or [*predictions["val_ids"]] != val_ids:
-            raise ValueError(
-                f"{folder}/predictions.npz holds other images than the manifest; delete the "
-                "folder and run classify again"
-            )
-        ledger = context.store.ledger(context.specs[f"classify/{name}/seed{seed}"])
-        runs.append(
-            report_lib.Run(
-                seed=seed,
-                test_logits=predictions["test_logits"],
-                val_logits=predictions["val_logits"],
-                curves=metrics.read(folder / "metrics.jsonl"),
-                seconds=ledger.seconds,
-                images=ledger.images,
-                flops=ledger.flops,
-            )
-        )
-    mixtures = json.loads((next(iter(folders.values())) / "mixture.json").read_text())
-    weight = np.mean([mixture["class_weight"] for mixture in mixtures], axis=0)
-    corrected = losses.corrects_prior(arm.loss, context.config.classify.logit_adjustment)
-    doses = np.mean([mixture["in_use"] for mixture in mixtures], axis=0)
+    drawn = effective_counts(counts, rounds["class_weight"], rounds["share"])
     return report_lib.Arm(
         name=name,
         controller=arm.controller,
         loss=arm.loss,
         runs=tuple(runs),
-        log_prior=np.zeros_like(weight) if corrected else np.log(weight),
+        log_prior=losses.residual_log_prior(arm.loss, drawn, config.logit_adjustment),
         shares=[mixture["share"] for mixture in mixtures],
-        doses=(doses / manifest.counts("train")).tolist(),
+        doses=(rounds["in_use"] / counts).tolist(),
+        unmet=rounds["unmet"].round().astype(int).tolist(),
         uses_pool=arm.controller not in ("none", "source_replay"),
+    )
+
+
+def _run(
+    stage: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
+) -> report_lib.Run:
+    path = context.folder(stage) / "predictions.npz"
+    predictions = dict(np.load(path))
+    expected = {"test": test_ids, "val": [manifest.ids[row] for row in manifest.rows("val")]}
+    for split, ids in expected.items():
+        if [*predictions.get(f"{split}_ids", ())] != [*ids]:
+            raise ManifestError(
+                f"{path} holds other {split} images than the manifest; delete its folder and run "
+                "classify again"
+            )
+    ledger = context.store.ledger(context.specs[stage])
+    return report_lib.Run(
+        seed=int(stage.rpartition("seed")[2]),
+        test_logits=predictions["test_logits"],
+        val_logits=predictions.get("val_logits"),
+        curves=metrics.read(path.parent / "metrics.jsonl"),
+        seconds=ledger.seconds,
+        images=ledger.images,
+        flops=ledger.flops,
+        data_wait=ledger.data_wait,
     )
 
 

@@ -14,62 +14,25 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from lt_jax import reporting
+from lt_jax import preflight, reporting
 from lt_jax.classify import predict
 from lt_jax.classify import train as classify_train
-from lt_jax.config import ClassifierConfig, Config
+from lt_jax.config import ClassifierConfig
+from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
-from lt_jax.data.manifest import SplitManifest
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.diffusion import synthesize
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
 from lt_jax.runtime import checkpoint, files, keys, mesh
-from lt_jax.runtime.artifacts import Spec, Store
+from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import ood, select
 from lt_jax.shapes import Params, PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What all stages of a run share."""
-
-    config: Config
-    specs: dict[str, Spec]
-    store: Store
-    workdir: pathlib.Path
-    mesh: Mesh
-    command: str
-
-    def folder(self, stage: str) -> pathlib.Path:
-        """The artifact of a stage."""
-        return self.store.folder(self.specs[stage])
-
-    @functools.cached_property
-    def data(self) -> tuple[SplitManifest, Images]:
-        """The manifest, test labels masked, and its images."""
-        manifest, images = prepare.load(self.folder("prepare"), self.config.data)
-        return manifest.without_test_labels(), images
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        size = self.config.data.image_size
-        return size, size, self.config.data.channels
-
-    @functools.cached_property
-    def train_rows(self) -> list[np.ndarray]:
-        """Train rows [n_k] of each class."""
-        manifest, _ = self.data
-        rows = manifest.rows("train")
-        labels = manifest.labels[rows]
-        return [rows[labels == k] for k in range(len(manifest.classes))]
 
 
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
@@ -108,7 +71,9 @@ def _generator(folder: pathlib.Path, context: Context) -> Ledger:
         device_mesh=context.mesh,
         runtime=context.config.runtime,
     )
+    clock = Clock(costs)
     checkpoint.save_tree(folder / "params", {"params": state.params, "ema": state.ema})
+    clock.read()
     return costs
 
 
@@ -136,21 +101,26 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
         runtime=context.config.runtime,
         tags={"stage": "extractor"},
     )
+    clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     manifest, images = context.data
     forward = predict.make_forward(config.model, len(manifest.classes), context.mesh)
     arrays = {}
     for split in ("train", "policy_val", "val"):
-        rows = manifest.rows(split)
+        if not len(rows := manifest.rows(split)):
+            continue
         logits, features = predict.predict(forward, params, images, rows, config.batch_size)
         arrays |= {f"{split}_rows": rows, f"{split}_logits": logits, f"{split}_features": features}
     _save_arrays(folder / "features.npz", arrays)
+    clock.read()
     return costs
 
 
 def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
     config = context.config.synthesize
     manifest, _ = context.data
+    preparation = Ledger()
+    clock = Clock(preparation)
     features = np.load(context.folder("extractor") / "features.npz")
     rows = features["train_rows"]
     gates = select.calibrate(
@@ -188,7 +158,8 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
         least_label_probability=config.selection.label_probability,
     )
     counts = np.array([len(r) for r in context.train_rows])
-    return synthesize.synthesize(
+    clock.read()
+    costs = synthesize.synthesize(
         config,
         bound,
         synthesize.wanted_counts(config, counts),
@@ -197,15 +168,15 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
         folder=folder,
         flops_per_image=synthesize.network_flops(config, networks),
     )
+    costs.add(preparation)
+    return costs
 
 
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
     config = context.config.classify
     arm = config.arms[arm_name]
     manifest, images = context.data
-    model = config.model
-    if arm.network != "default":
-        model = dataclasses.replace(model, kind=arm.network)
+    model = preflight.classifier_of(config.model, arm)
     recipe = classify_train.Recipe(
         model=model,
         optimizer=config.optimizer,
@@ -227,15 +198,18 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
         runtime=context.config.runtime,
         tags={"stage": "classify", "arm": arm_name, "seed": seed},
     )
+    clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     forward = predict.make_forward(model, len(manifest.classes), context.mesh)
     arrays = {}
     for split in ("val", "test"):  # the test labels in this manifest are masked
-        rows = manifest.rows(split)
+        if not len(rows := manifest.rows(split)):
+            continue
         logits, _ = predict.predict(forward, params, images, rows, config.batch_size)
         arrays |= {f"{split}_ids": np.array(manifest.ids)[rows], f"{split}_logits": logits}
     _save_arrays(folder / "predictions.npz", arrays)
     _save_mixture(folder / "mixture.json", controller, config.rounds)
+    clock.read()
     return costs
 
 
@@ -263,6 +237,8 @@ def _mixed_data(
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)
     controller = controllers.make(arm, data.counts, pool.counts(), seed)
     first = controller.mixture(0, None)
+    if not first.in_use.any():
+        return controller, data
     if first.replay:
         rows = manifest.rows("train")
         chosen = rows[controllers.replay_rows(manifest.labels[rows], first.in_use, seed)]

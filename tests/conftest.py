@@ -1,8 +1,13 @@
 """Strict surroundings for every test: shapes checked, ranks never promoted, eight CPU devices."""
 
 import itertools
+import os
 import pathlib
 import tempfile
+
+# Tests compile far more than they compute: without the backend's optimisations a run from an empty
+# cache takes a third less processor time, one from a full cache as much as before.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
 import jax
 import pytest
@@ -16,9 +21,9 @@ install_import_hook("lt_jax", "tests.typechecker.check")
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "lt_jax_test_jax_cache")
-)
+# One a user: another's folder of that name cannot be written to.
+_CACHE = pathlib.Path(tempfile.gettempdir()) / f"lt_jax_test_jax_cache_{os.getuid()}"
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -5,21 +5,23 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lt_jax import config as config_lib
-from lt_jax import dry_run, pipeline, stages
+from lt_jax import dry_run, pipeline
+from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
-from lt_jax.runtime import faults
+from lt_jax.runtime import faults, files, mesh
 from tests.shrink import shrink
 from tests.test_golden_configs import CONFIGS, load
 
 ROOT = pathlib.Path(__file__).parents[1]
-HAM = ROOT / "../shared/data/ham10000"
-DATA = {"ham10000": HAM, "ham10000_28": HAM}
 
 
 def tiny(name="digits"):
@@ -41,19 +43,32 @@ def finished(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def dermoscopy(tmp_path_factory):
+    """A set in HAM10000's layout: twelve lesions a class, the first with two images."""
+    root = tmp_path_factory.mktemp("ham")
+    (root / "HAM10000_images").mkdir()
+    rng = np.random.default_rng(0)
+    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
+    for k, dx in enumerate(("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")):
+        for n in range(13):
+            name = f"ISIC_{k:02d}{n:02d}"
+            lines.append(f"HAM_{k}_{max(n, 1)},{name},{dx},histo,50.0,male,back")
+            pixels = rng.integers(0, 120, (30, 40, 3)) + 15 * np.array([k, 6 - k, 3])
+            Image.fromarray(pixels.astype(np.uint8)).save(root / f"HAM10000_images/{name}.jpg")
+    (root / "HAM10000_metadata.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs_end_to_end(path, tmp_path, finished):
+def test_every_config_runs_end_to_end(path, tmp_path, finished, dermoscopy):
     if path.stem == "digits":
         workdir = finished
     else:
-        root = DATA[path.stem]
-        if not root.exists():
-            pytest.skip(f"needs the images in {root}")
         workdir = tmp_path / "run"
         config = tiny(path.stem)
         with config.unlocked():
-            config.data.root = str(few(root, tmp_path / "data"))
-            config.data.near_duplicates = "off"
+            config.data.root = str(dermoscopy)
             config.classify.seeds = (0,)
         pipeline.Pipeline(config, workdir).run()
     report = json.loads((workdir / "report.json").read_text())
@@ -63,23 +78,6 @@ def test_every_config_runs_end_to_end(path, tmp_path, finished):
     assert (report["pool"]["accepted"] > 0) == makes_images
     assert report["dataset"]["test_openings"] == 1
     assert (workdir / "report.html").stat().st_size > 10_000
-
-
-def few(root, out):
-    """A small HAM10000: twelve lesions of each class."""
-    out.mkdir()
-    header, *lines = (root / "HAM10000_metadata.csv").read_text().splitlines()
-    seen: dict[str, set[str]] = {}
-    kept = []
-    for line in lines:
-        lesion, _, dx = line.split(",")[:3]
-        if lesion in seen.setdefault(dx, set()) or len(seen[dx]) == 12:
-            continue
-        seen[dx].add(lesion)
-        kept.append(line)
-    (out / "HAM10000_metadata.csv").write_text("\n".join([header, *kept]) + "\n")
-    (out / "HAM10000_images").symlink_to((root / "HAM10000_images").resolve())
-    return out
 
 
 def test_second_run_does_nothing(finished, capsys):
@@ -103,8 +101,9 @@ def test_an_arm_recomputes_only_what_its_overrides_touch():
 def test_cache_serves_another_workdir(finished, tmp_path):
     store = finished / "artifacts"
     run = pipeline.Pipeline(tiny(), tmp_path / "other", cache=store)
-    run.run(["prepare", "generator", "extractor", "synthesize", "classify"])
+    run.run()
     assert (tmp_path / "other/generator/artifact.json").exists()
+    assert (tmp_path / "other/report.html").read_text() == (finished / "report.html").read_text()
     assert not (tmp_path / "other/artifacts").exists()
     lines = (tmp_path / "other/metrics.jsonl").read_text()
     assert lines == (finished / "metrics.jsonl").read_text()
@@ -132,6 +131,48 @@ def test_runtime_fields_may_change(finished):
     pipeline.Pipeline(config, finished).run()
 
 
+def test_what_does_not_fit_is_found_before_the_first_stage(tmp_path):
+    config = tiny()
+    with config.unlocked():
+        config.classify.model.vit.patch_size = 3
+    with pytest.raises(config_lib.ConfigError, match=r"config\.classify\.model: .*patch"):
+        pipeline.Pipeline(config, tmp_path / "a").run()
+    config = tiny()
+    with config.unlocked():
+        config.synthesize.batch_size = 15
+    with pytest.raises(config_lib.ConfigError, match=r"config\.synthesize\.batch_size: got 15"):
+        pipeline.Pipeline(config, tmp_path / "b").run()
+    assert not list(tmp_path.rglob("artifact.json"))
+
+
+def test_no_validation_split_and_an_arm_that_asks_for_nothing(finished, tmp_path):
+    config = tiny()
+    with config.unlocked():
+        config.data.split.update(policy_val=0.0, val=0.0)
+        config.data.imbalance_factor = 1.0
+        arms = config.classify.arms.to_dict()
+        kept = {name: arms[name] for name in ("ce", "source_replay")}
+        kept["source_replay"]["fill_to"] = 1
+        config.classify.arms = kept
+        config.classify.seeds = (0,)
+    pipeline.Pipeline(config, tmp_path / "run").run()
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    left, right = (arm["metrics"]["accuracy"]["values"] for arm in report["arms"])
+    assert left == right  # a replay of nothing is the real-only arm
+
+
+def test_keys_follow_the_contents_of_lists_and_not_the_runtime(tmp_path):
+    listed = tmp_path / "list.jsonl"
+    config = tiny()
+    with config.unlocked():
+        config.data.manifest = str(listed)
+    keys = []
+    for text in ("a", "b"):
+        listed.write_text(text)
+        keys.append(pipeline.Pipeline(config, tmp_path).specs[0].key)
+    assert keys[0] != keys[1]
+
+
 def test_a_stage_without_its_input_is_refused(tmp_path):
     with pytest.raises(config_lib.ConfigError, match="generator needs prepare"):
         pipeline.Pipeline(tiny(), tmp_path).run(["generator"])
@@ -157,8 +198,8 @@ def test_arms_that_do_not_fit_are_refused(change, message):
 
 def test_no_stage_but_report_sees_a_test_label(finished):
     run = pipeline.Pipeline(tiny(), finished)
-    context = stages.Context(
-        run.config, {s.stage: s for s in run.specs}, run.store, finished, None, ""
+    context = Context(
+        run.config, {s.stage: s for s in run.specs}, run.store, finished, mesh.make_mesh(), ""
     )
     manifest, _ = context.data
     assert (manifest.labels[manifest.rows("test")] == -1).all()
@@ -192,7 +233,7 @@ def test_predictions_of_other_images_are_refused(finished, tmp_path):
     arrays = dict(np.load(path))
     arrays["test_ids"] = arrays["test_ids"][::-1]
     np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="holds other images than the manifest"):
+    with pytest.raises(ValueError, match="holds other test images than the manifest"):
         pipeline.Pipeline(config, copy).run(["report"], accept_config_change=True)
 
 
@@ -226,3 +267,19 @@ def test_dry_run_without_the_data_says_so(tmp_path):
         config.data.root = str(tmp_path / "nowhere")
     text = dry_run.describe(pipeline.Pipeline(config, tmp_path), ["prepare"])
     assert "need the data set" in text
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+    for flag, message in (
+        ("--config.data.bogus=1", "--config.data.bogus=1: the config has no such field"),
+        ("--config.data.split.test=1.5", r"config.data.split.test: got 1.5; takes float in"),
+    ):
+        command = [
+            sys.executable, "-m", "lt_jax.main", "--config=configs/digits.py",
+            f"--workdir={tmp_path / 'run'}", "--dry_run", flag,
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from experiments.throughput import cases as cases_lib
@@ -130,16 +131,19 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str
 
 
 def build(
-    config: config_lib.Config, classes: int, folder: pathlib.Path, compare: bool
+    config: config_lib.Config,
+    classes: int,
+    device_mesh: Mesh,
+    folder: pathlib.Path,
+    compare: bool,
 ) -> dict[str, Case]:
     """The cases by name; with `compare`, both trainings also at other precision and on one device.
 
     Args:
       folder: where the loader's images are put.
     """
-    everything = mesh.make_mesh()
     made = [
-        make(config, classes, everything)
+        make(config, classes, device_mesh)
         for make in (
             cases_lib.generator_training,
             cases_lib.sampling,
@@ -153,11 +157,11 @@ def build(
         return cases
     for make in (cases_lib.generator_training, cases_lib.classifier_training):
         variants = {
-            dtype: make(cases_lib.with_dtype(config, dtype), classes, everything)
+            dtype: make(cases_lib.with_dtype(config, dtype), classes, device_mesh)
             for dtype in ("float32", "bfloat16")
             if cases_lib.with_dtype(config, dtype) != config
         }
-        if everything.size > 1:
+        if device_mesh.size > 1:
             variants["one device"] = make(config, classes, mesh.make_mesh(1))
         for variant, case in variants.items():
             name = f"{case.name}, {variant}"
@@ -188,12 +192,18 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
 
 
 def measure(
-    config: config_lib.Config, classes: int, *, repetitions: int, seconds: float, compare: bool
+    config: config_lib.Config,
+    classes: int,
+    device_mesh: Mesh,
+    *,
+    repetitions: int,
+    seconds: float,
+    compare: bool,
 ) -> dict[str, Any]:
     """Everything that the JSON holds but the config's name."""
-    device = jax.devices()[0]
+    device = device_mesh.devices.flat[0]
     with tempfile.TemporaryDirectory() as folder:
-        cases = build(config, classes, pathlib.Path(folder), compare)
+        cases = build(config, classes, device_mesh, pathlib.Path(folder), compare)
         try:
             timed = time_all(list(cases.values()), repetitions, seconds)
         finally:
@@ -204,7 +214,7 @@ def measure(
     return {
         "version": 1,
         "device": {"platform": device.platform, "kind": device.device_kind,
-                   "count": jax.device_count()},
+                   "count": device_mesh.size},
         "versions": {**artifacts.versions(), "pillow": importlib.metadata.version("pillow")},
         "image_shape": list(cases_lib.shape_of(config)),
         "classes": classes,
@@ -272,8 +282,8 @@ def _main(_: list[str]) -> None:
     result = {
         "config": name,
         **measure(
-            config, classes, repetitions=values.repetitions, seconds=values.seconds,
-            compare=values.compare,
+            config, classes, mesh.make_mesh(), repetitions=values.repetitions,
+            seconds=values.seconds, compare=values.compare,
         ),
     }  # fmt: skip
     print(table(result))

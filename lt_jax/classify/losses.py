@@ -27,7 +27,9 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+import scipy.special
 
 from lt_jax.shapes import Array, Float, Labels, Logits
 
@@ -35,6 +37,7 @@ Counts = Float[Array, "k"]
 Scalar = Float[Array, ""] | float
 PerExample = Float[Array, "b"]
 
+BETA = 0.9999  # of equation (3)
 MIN_COUNT = 1e-6  # in the logarithm of a prior, for a class without images
 
 
@@ -63,7 +66,7 @@ def inverse_weighted(
 
 
 def class_balanced(
-    logits: Logits, labels: Labels, counts: Counts, progress: Scalar, *, beta: float = 0.9999
+    logits: Logits, labels: Labels, counts: Counts, progress: Scalar, *, beta: float = BETA
 ) -> PerExample:
     """Equation (3); beta in [0, 1): 0 is cross-entropy, towards 1 it nears inverse weights."""
     weights = effective_number_weights(counts, beta)
@@ -86,7 +89,7 @@ def ldam(
     *,
     max_margin: float = 0.5,
     scale: float = 30.0,
-    beta: float = 0.9999,
+    beta: float = BETA,
     reweight_from: float = 0.8,
 ) -> PerExample:
     """Equation (5), reweighted once `progress` reaches `reweight_from` (deferred, DRW).
@@ -143,16 +146,40 @@ def make(name: str, tau: float = 1.0) -> Loss:
     return LOSSES[name]
 
 
-def corrects_prior(name: str, tau: float = 1.0) -> bool:
-    """Whether the loss's minimiser is already free of the train prior.
+def residual_log_prior(
+    name: str, counts: Float[np.ndarray, "k"], tau: float = 1.0
+) -> Float[np.ndarray, "k"]:
+    """Log of the label distribution that a loss leaves uncorrected, up to an additive constant.
 
-    softmax(z) is then proportional to p(x | y), and adjusting such logits for the prior once more
-    would correct it twice. `logit_adjusted` counts from any tau > 0 (below 1 it corrects in part).
-    Inverse weights do so in the limit of much data: w_k p(k | x) is proportional to p(x | k).
+    At the loss's minimiser over the population, softmax(z - residual) is proportional to p(x | y):
+    what a post-hoc adjustment has to subtract, no more. With v_k the loss's class weights, that is
+    log(pi_k v_k): log pi for cross-entropy, nothing for inverse weights, and for (3) next to
+    nothing while n_k is far below 1 / (1 - beta). Logit adjustment leaves (1 - tau) log pi. Two
+    losses have no closed form: focal is taken as cross-entropy, whose order of the classes
+    its minimiser shares; LDAM by its weights late in training, its margins left out.
+
+    Args:
+      name: of the loss, as `make` takes it.
+      counts: effective train counts n_k >= 0, those that the loss was given.
+      tau: read by "logit_adjusted" alone.
+
+    Returns:
+      Finite for every class, [k].
+
+    Raises:
+      ValueError: no such loss.
     """
+    make(name, tau)
+    n = np.maximum(np.asarray(counts, np.float64), MIN_COUNT)
+    log_prior = np.log(n / n.sum())
+    if name in ("balanced_softmax", "inverse_weighted"):
+        return np.zeros_like(log_prior)
     if name == "logit_adjusted":
-        return tau > 0
-    return name in ("balanced_softmax", "inverse_weighted")
+        return (1 - tau) * log_prior
+    if name in ("effective_number", "ldam_drw"):
+        weighted = log_prior - np.log(-np.expm1(n * math.log(BETA)))
+        return weighted - scipy.special.logsumexp(weighted)
+    return log_prior
 
 
 def effective_number_weights(counts: Counts, beta: float) -> Counts:

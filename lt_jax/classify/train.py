@@ -16,7 +16,7 @@ from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.evaluate import metrics
-from lt_jax.mixing.controllers import Controller, Mixture
+from lt_jax.mixing.controllers import Controller
 from lt_jax.models import classifier, module
 from lt_jax.runtime import keys, loop, mesh, train_state
 from lt_jax.runtime.ledger import Ledger
@@ -88,7 +88,7 @@ def make_step(recipe: Recipe, num_classes: int, device_mesh: Mesh) -> loop.Step:
             value = loss(logits, batch["label"], context, progress).mean()
             return value, {"train_accuracy": accuracy}
 
-        return train_state.update(state, optimizer, loss_fn, ema_decay=0.0)
+        return train_state.update(state, optimizer, loss_fn)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
     return jax.jit(
@@ -106,13 +106,13 @@ def init(recipe: Recipe, num_classes: int, image_shape: tuple[int, int, int]) ->
     return module.init(network, key, jnp.zeros((1, *image_shape)), train=False)
 
 
-def effective_counts(counts: np.ndarray, mixture: Mixture) -> np.ndarray:
+def effective_counts(counts: np.ndarray, class_weight: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Images [k] of an imagined train set of which the mixture is the instance sampling.
 
     Its size is the sum of n_k / (1 - s_k), real and synthetic together; class k's part is w_k.
     Losses that correct for the label prior see these counts, since these are what is drawn.
     """
-    return mixture.class_weight * (counts / (1.0 - mixture.share)).sum()
+    return class_weight * (counts / (1.0 - share)).sum()
 
 
 def _validate(
@@ -148,7 +148,7 @@ def train(
     mesh.check_batch(recipe.batch_size, device_mesh, "batch_size of the classifier")
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
     state = jax.device_put(
-        train_state.create(init(recipe, classes, data.image_shape), optimizer),
+        train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
         mesh.replicated(device_mesh),
     )
     stream = MixedStream(
@@ -180,11 +180,12 @@ def train(
                 continue
             mixture = controller.mixture(r, None)
             stream.set_mixture(mixture.class_weight, mixture.share)
-            counts = effective_counts(data.counts, mixture).astype(np.float32)
-            context = jax.device_put(counts, mesh.replicated(device_mesh))
+            counts = effective_counts(data.counts, mixture.class_weight, mixture.share)
+            context = jax.device_put(counts.astype(np.float32), mesh.replicated(device_mesh))
             state = training.run(state, start, until, context)
-            values = _validate(forward, state.params, data, recipe.batch_size)
-            training.metrics.write(until, values)
+            if len(data.val_rows):
+                values = _validate(forward, state.params, data, recipe.batch_size)
+                training.metrics.write(until, values)
             training.save(state, until)
             start = until
     return state.params, training.ledger

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.config import AugmentConfig
+from lt_jax.config import AugmentConfig, ConfigError
 from lt_jax.shapes import Array, Float, Images, ImagesU8, PRNGKey, UInt8
 
 # One uniform number each, in this order; append, so that no draw moves.
@@ -48,13 +48,13 @@ def augment(images: ImagesU8 | Images, key: PRNGKey, config: AugmentConfig) -> I
       float32 [-1, 1] of the same shape. With nothing configured, `normalize(images)` exactly.
 
     Raises:
-      ValueError: quarter turns of images that are not square.
+      ConfigError: quarter turns of images that are not square.
     """
     floats = normalize(images) if images.dtype == jnp.uint8 else jnp.asarray(images, jnp.float32)
     if config == AugmentConfig():
         return floats
     if config.rotate90 and images.shape[1] != images.shape[2]:
-        raise ValueError(
+        raise ConfigError(
             f"rotate90 takes square images, got {images.shape[1]}x{images.shape[2]}; "
             "turn augment.rotate90 off"
         )

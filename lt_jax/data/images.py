@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from lt_jax.errors import UserError
 
 Box = tuple[float, float, float, float]
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF 6.0
 
 
 class ImageError(UserError, ValueError):
@@ -25,17 +26,18 @@ class ImageError(UserError, ValueError):
 def decode(path: Path) -> UInt8[np.ndarray, "h w c"]:
     """An image file as uint8 [h, w, c], c = 1 for gray files and 3 for all others.
 
-    Sixteen-bit gray is scaled to eight; transparency is dropped.
+    Gray of more than eight bits is scaled to eight; transparency is dropped.
 
     Raises:
-      ImageError: missing, truncated or not an image; the message names file and remedy.
+      ImageError: missing, truncated or not an image, or gray of a depth that cannot be told; the
+        message names file and remedy.
     """
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                return _to_eight_bits(np.asarray(image))
-            gray = image.mode in ("1", "L", "LA")
-            pixels = np.asarray(image.convert("L" if gray else "RGB"))
+            deep = image.mode.startswith(("I", "F"))
+            gray = deep or image.mode in ("1", "L", "LA")
+            largest = _largest_value(image) if deep else None
+            pixels = np.asarray(image if deep else image.convert("L" if gray else "RGB"))
     # Pillow's decoders raise these for broken files; SyntaxError is what a broken PNG gives.
     except (
         OSError,
@@ -52,6 +54,8 @@ def decode(path: Path) -> UInt8[np.ndarray, "h w c"]:
             f"{path}: {reason}; replace the file, or leave such images out with "
             "--config.data.on_bad_image=skip"
         ) from error
+    if deep:
+        pixels = _to_eight_bits(pixels, largest, path)
     return pixels[..., None] if gray else pixels
 
 
@@ -153,10 +157,33 @@ def _square(height: int, width: int) -> tuple[float, float, float, float]:
     return left, top, left + side, top + side
 
 
-def _to_eight_bits(pixels: np.ndarray) -> UInt8[np.ndarray, "h w 1"]:
-    if pixels.dtype.kind == "f" or pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
-        raise ValueError(f"pixels of type {pixels.dtype} outside 0..65535")
-    return (pixels.astype(np.float64) / 257).round().astype(np.uint8)[..., None]
+def _largest_value(image: Image.Image) -> int | None:
+    """White in an image of more than eight bits, where its file says so."""
+    if image.format == "PPM":
+        return 65535  # Pillow has scaled it by the largest value in the header
+    tags = getattr(image, "tag_v2", {})  # of TIFF
+    if stated := tags.get(_MAX_SAMPLE_VALUE):
+        return int(np.max(stated))
+    bits = np.max(tags.get(_BITS_PER_SAMPLE, 16))
+    return 2 ** int(bits) - 1 if bits < 16 else None  # 16 is what a file of 12 often says, too
+
+
+def _to_eight_bits(pixels: np.ndarray, largest: int | None, path: Path) -> UInt8[np.ndarray, "h w"]:
+    """Scales `largest`, or 65535 where that is None and the pixels use the range, to 255."""
+    top = pixels.max(initial=0)
+    fault = ""
+    if pixels.dtype.kind == "f" or pixels.min(initial=0) < 0 or top > (largest or 65535):
+        fault = f"pixels of type {pixels.dtype} that do not lie in 0..{largest or 65535}"
+    elif largest is None and 0 < top < 2**14:
+        # 8, 10 or 12 bits in a container of 16 would turn almost black, and nobody would see it.
+        fault = f"gray of 16 bits whose largest value is {top}: of 12, 10 or 8 bits, as it seems"
+    if fault:
+        raise ImageError(
+            f"{path}: {fault}; save it with 8 bits, or scaled to 0..65535, or leave such images "
+            "out with --config.data.on_bad_image=skip"
+        )
+    scaled = pixels.astype(np.float64) * (255 / (largest or 65535))
+    return scaled.round().astype(np.uint8)
 
 
 @runtime_checkable
@@ -177,7 +204,12 @@ class ArrayImages:
 
     def __init__(self, path: Path) -> None:
         """Raises OSError or ValueError where `path` is no whole .npy file."""
+        self._path = path.absolute()
         self._array = np.load(path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple[type["ArrayImages"], tuple[Path]]:
+        """Pickled by its path, for loader processes; a memory map would be copied whole."""
+        return type(self), (self._path,)
 
     @property
     def shape(self) -> tuple[int, ...]:

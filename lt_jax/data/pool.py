@@ -40,6 +40,11 @@ SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("position", pa.int32()),  # in the shard
         ("sha256", pa.string()),  # of the record's bytes
+        # Whence it comes: the same for all records of a pool, and kept when pools are joined.
+        ("generator", pa.string()),  # key of the generator's artifact
+        ("manifest_sha256", pa.string()),  # of the train rows that the generator saw
+        ("seed", pa.int64()),
+        ("guidance_scale", pa.float32()),
     ]
 )
 
@@ -100,6 +105,10 @@ class PoolWriter:
                     "shard": np.full(len(images), part),
                     "position": np.arange(len(images)),
                     "sha256": [hashlib.sha256(record).hexdigest() for record in records],
+                    **{
+                        name: [getattr(self._info, name)] * len(images)
+                        for name in ("generator", "manifest_sha256", "seed", "guidance_scale")
+                    },
                 },
             )
             .select(SCHEMA.names)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from lt_jax.config import DataConfig
+from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data import duplicates, longtail, manifest, sources
 from lt_jax.data.decoding import Decoded, decode_all
 from lt_jax.data.images import ArrayImages, FileImages, Images, is_box
@@ -43,9 +43,12 @@ def prepare(
     Raises:
       ImageError: a bad image, unless `on_bad_image` says to skip it; then it is listed under
         `protocol.skipped` in `manifest.json`.
-      SourceError, SplitError, ManifestError, ConfigError: see there.
+      ConfigError: neither 1 nor 3 channels, or see `sources.load` and `longtail`.
+      SourceError, SplitError, ManifestError: see there.
       OSError: no space left; nothing half-written stays behind.
     """
+    if data.channels not in (1, 3):
+        raise ConfigError(f"config.data.channels: got {data.channels}; takes 1 (gray) or 3 (RGB)")
     source = sources.load(data)
     records = source.records()
     frozen = manifest.load(Path(data.manifest)) if data.manifest else None
@@ -234,11 +237,8 @@ def _protocol(data: DataConfig, decoded: Decoded) -> dict[str, Any]:
 def _protocol_of_reader(data: DataConfig, decoded: Decoded) -> dict[str, Any]:
     return {
         "source": data.source,
-        "groups": {
-            "head_above": data.head_above, "tail_below": data.tail_below, "by": data.group_by
-        },
         "skipped": list(decoded.skipped),
-    }  # fmt: skip
+    }
 
 
 def _manifest(

@@ -46,7 +46,7 @@ from typing import Literal, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from lt_jax.config import ProcessConfig
+from lt_jax.config import ConfigError, ProcessConfig
 from lt_jax.shapes import Array, Float, Images, LogSNR, PRNGKey
 
 LOG_SNR_LIMIT = 15.0  # sigma(0) = alpha(1) = 5.5e-4, a tenth of one step of an 8-bit image
@@ -114,16 +114,16 @@ class LinearSchedule:
     log_snr_max: float = LOG_SNR_LIMIT
 
     def __post_init__(self) -> None:
-        """Refuses betas that fall, or whose end is not yet noise."""
+        """Raises ConfigError for betas that fall, or whose end is not yet noise."""
         _check_range(self.log_snr_min, self.log_snr_max)
         if not 0 <= self.beta_min <= self.beta_max:
-            raise ValueError(
+            raise ConfigError(
                 f"linear schedule: got beta_min={self.beta_min}, beta_max={self.beta_max}; "
                 "takes 0 <= beta_min <= beta_max"
             )
         total = 0.5 * (self.beta_min + self.beta_max)
         if total < math.log1p(math.exp(-NOISIEST_ALLOWED)):
-            raise ValueError(
+            raise ConfigError(
                 f"linear schedule: beta_min={self.beta_min} and beta_max={self.beta_max} leave an "
                 f"image visible at t = 1 (exp(-{total:g}) of its variance), but sampling starts "
                 "from pure noise; raise beta_max (20 is usual)"
@@ -248,7 +248,7 @@ def stratified_times(key: PRNGKey, count: int) -> Float[Array, "{count}"]:
 
 
 def make(config: ProcessConfig) -> VPProcess:
-    """The process that a config describes. Raises ValueError for betas that make no schedule."""
+    """The process that a config describes. Raises ConfigError for betas that make no schedule."""
     if config.schedule == "cosine":
         schedule: Schedule = CosineSchedule()
     else:

@@ -73,6 +73,27 @@ def _legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
         )
 
 
+def _stacked(
+    axes: Axes,
+    first: Float[np.ndarray, "r"] | Int[np.ndarray, "r"],
+    second: Float[np.ndarray, "r"] | Int[np.ndarray, "r"],
+    labels: tuple[str, str],
+) -> None:
+    """Two horizontal bars a row, end to end, the second hatched."""
+    rows = np.arange(len(first))
+    axes.barh(rows, first, color=PALETTE[0], label=labels[0])
+    axes.barh(
+        rows,
+        second,
+        left=first,
+        color=PALETTE[1],
+        hatch="//",
+        edgecolor="white",
+        linewidth=0,
+        label=labels[1],
+    )
+
+
 def class_histogram(
     classes: Sequence[str],
     real: Int[np.ndarray, "k"],
@@ -83,20 +104,12 @@ def class_histogram(
     figure = new_figure(1.1 + 0.27 * len(classes))
     axes = figure.add_subplot()
     rows = np.arange(len(classes))
-    axes.barh(rows, real[order], color=PALETTE[0], label="real, train")
-    total = real[order]
-    if synthetic is not None:
-        axes.barh(
-            rows,
-            synthetic[order],
-            left=real[order],
-            color=PALETTE[1],
-            hatch="//",
-            edgecolor="white",
-            linewidth=0,
-            label="synthetic, accepted",
-        )
-        total = total + synthetic[order]
+    if synthetic is None:
+        total = real[order]
+        axes.barh(rows, total, color=PALETTE[0], label="real, train")
+    else:
+        total = real[order] + synthetic[order]
+        _stacked(axes, real[order], synthetic[order], ("real, train", "synthetic, accepted"))
     for row, (index, end) in enumerate(zip(order, total, strict=True)):
         extra = f" + {synthetic[index]:,}" if synthetic is not None and synthetic[index] else ""
         axes.text(end, row, f" {real[index]:,}{extra}", va="center", fontsize=8.5)
@@ -169,30 +182,8 @@ def recall_dots(
     figure = new_figure(1.2 + 0.2 * ((len(recalls) + 1) // 2) + pitch * len(classes) * 0.92)
     axes = figure.add_subplot()
     for a, (arm, values) in enumerate(recalls.items()):
-        look = style(a)
         rows = np.arange(len(classes)) * pitch + (a - (len(recalls) - 1) / 2) * lane
-        ordered = values[:, order]
-        if len(values) > 1:
-            axes.scatter(
-                ordered,
-                np.broadcast_to(rows, ordered.shape),
-                s=10,
-                alpha=0.35,
-                color=look["color"],
-                linewidth=0,
-            )
-            axes.hlines(rows, ordered.min(0), ordered.max(0), color=look["color"], linewidth=1)
-        axes.plot(
-            ordered.mean(axis=0),
-            rows,
-            color=look["color"],
-            marker=look["marker"],
-            linestyle="none",
-            markersize=5.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            label=f"{arm} (n={len(values)})",
-        )
+        _seeds_and_mean(axes, rows, values[:, order], style(a), arm)
     for c in range(0, len(classes), 2):
         axes.axhspan((c - 0.5) * pitch, (c + 0.5) * pitch, color="#00000010", linewidth=0)
     axes.set_yticks(
@@ -205,6 +196,31 @@ def recall_dots(
     _clean(axes)
     _legend_below(figure, axes)
     return figure
+
+
+def _seeds_and_mean(
+    axes: Axes,
+    rows: Float[np.ndarray, "k"],
+    values: Float[np.ndarray, "m k"],
+    look: Mapping[str, object],
+    arm: str,
+) -> None:
+    color = look["color"]
+    if len(values) > 1:
+        at = np.broadcast_to(rows, values.shape)
+        axes.scatter(values, at, s=10, alpha=0.35, color=color, linewidth=0)
+        axes.hlines(rows, values.min(0), values.max(0), color=color, linewidth=1)
+    axes.plot(
+        values.mean(axis=0),
+        rows,
+        color=color,
+        marker=look["marker"],
+        linestyle="none",
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        label=f"{arm} (n={len(values)})",
+    )
 
 
 def forest(
@@ -252,19 +268,8 @@ def ledger_bars(
     """Seconds by arm: its classifier runs, and the generator and selection that it relies on."""
     figure = new_figure(1.3 + 0.3 * len(names))
     axes = figure.add_subplot()
-    rows = np.arange(len(names))
-    axes.barh(rows, own, color=PALETTE[0], label="classifier runs")
-    axes.barh(
-        rows,
-        shared,
-        left=own,
-        color=PALETTE[1],
-        hatch="//",
-        edgecolor="white",
-        linewidth=0,
-        label="generator and selection (shared)",
-    )
-    axes.set_yticks(rows, list(names))
+    _stacked(axes, own, shared, ("classifier runs", "generator and selection (shared)"))
+    axes.set_yticks(range(len(names)), list(names))
     axes.invert_yaxis()
     axes.set_xlabel("seconds", fontsize=9)
     _clean(axes)

@@ -20,7 +20,8 @@ class Run:
 
     test_logits: [n, k]. val_logits: [v, k] or None. curves: rows such as {"step": 50, "loss": 1.2,
     "val_balanced_accuracy": 0.4}, any value of which may be missing. seconds, images (seen in
-    training), flops: its cost; flops is None where unknown.
+    training), flops: its cost; flops is None where unknown. data_wait: those of the seconds in
+    which the loop waited for a batch, or None where unknown.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class Run:
     seconds: float = 0.0
     images: int = 0
     flops: float | None = None
+    data_wait: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Arm:
     """A way to train the classifier, with its runs.
 
     log_prior: [k] log of the label distribution that its loss did not already correct for; zeros
-    for balanced softmax. shares: each round's share of synthetic draws by class, or None.
-    doses: realised synthetic over real images by class, or None.
+    for balanced softmax. shares: each round's or run's share of synthetic draws by class, or None.
+    doses: realised synthetic over real images by class, or None. unmet: images by class that were
+    asked for and that the pool lacked, or None.
     uses_pool: whether the costs of generator and selection are part of what it relies on.
     """
 
@@ -50,6 +53,7 @@ class Arm:
     shares: Sequence[Sequence[float]] | None = None
     doses: Sequence[float] | None = None
     uses_pool: bool = False
+    unmet: Sequence[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +61,8 @@ class Dataset:
     """Classes, counts and the labels of val and test.
 
     groups: class indices of "head", "medium", "tail". test_groups: [n] names or numbers.
-    test_openings: how often the test labels have been opened, this time included.
+    protocol: how the splits came about, a JSON object or a sentence. test_openings: how often the
+    test labels have been opened, this time included.
     """
 
     name: str
@@ -166,6 +171,10 @@ def _check_arm(arm: Arm, data: Dataset) -> None:
         raise ValueError(f"arm {arm.name!r}: seeds {seeds}; takes one run or more, seeds distinct")
     if arm.log_prior.shape != (k,):
         raise ValueError(f"arm {arm.name!r}: log_prior {arm.log_prior.shape} for {k} classes")
+    for field, rows in (("doses", [arm.doses]), ("unmet", [arm.unmet]), ("shares", arm.shares)):
+        for row in rows or ():
+            if row is not None and len(row) != k:
+                raise ValueError(f"arm {arm.name!r}: {field} of {len(row)} for {k} classes")
     for run in arm.runs:
         where = f"arm {arm.name!r}, seed {run.seed}"
         if run.test_logits.shape != (n, k):
@@ -196,4 +205,6 @@ def ledger(arm: Arm, costs: Sequence[StageCost]) -> dict[str, Any]:
     relies_on = None
     if arm.uses_pool:
         relies_on = {"stages": [cost.name for cost in costs], **total(costs)}
-    return {**total(arm.runs), "relies_on": relies_on}
+    waits = [run.data_wait for run in arm.runs if run.data_wait is not None]
+    wait = sum(waits) if len(waits) == len(arm.runs) else None
+    return {**total(arm.runs), "data_wait": wait, "relies_on": relies_on}

@@ -143,11 +143,6 @@ def f1_of(counts: Counts) -> PerClass:
     return np.where(counts.labelled > 0, f1, np.nan)
 
 
-def accuracy(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
-    """Top-1 accuracy in [0, 1]."""
-    return accuracy_of(count(probabilities, labels))
-
-
 def recall_per_class(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerClass:
     """Recall of every class in [0, 1], NaN for an absent class."""
     return recall_of(count(probabilities, labels))
@@ -156,18 +151,6 @@ def recall_per_class(probabilities: Probabilities, labels: Int[np.ndarray, "n"])
 def balanced_accuracy(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
     """Mean recall over the classes present in the labels, in [0, 1]."""
     return mean_defined(recall_per_class(probabilities, labels))
-
-
-def recall_over(
-    probabilities: Probabilities, labels: Int[np.ndarray, "n"], classes: Sequence[int]
-) -> PerRun:
-    """Mean recall over some classes (head, medium or tail), absent ones left out."""
-    return mean_defined(recall_per_class(probabilities, labels)[..., list(classes)])
-
-
-def macro_f1(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
-    """Mean F1 over the classes present in the labels, in [0, 1]."""
-    return mean_defined(f1_of(count(probabilities, labels)))
 
 
 def ranking_per_class(
@@ -186,16 +169,6 @@ def ranking_per_class(
         auprc.append(both[1][:, 0])
     shape = (*probabilities.shape[:-2], k)
     return np.reshape(auroc, shape), np.reshape(auprc, shape)
-
-
-def auroc_macro(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
-    """Mean one-vs-rest AUROC over the classes present (and not alone) in the labels."""
-    return mean_defined(ranking_per_class(probabilities, labels)[0])
-
-
-def auprc_macro(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
-    """Mean one-vs-rest average precision over the classes present in the labels."""
-    return mean_defined(ranking_per_class(probabilities, labels)[1])
 
 
 def confidence_gaps(
@@ -237,16 +210,27 @@ def evaluate(
       class_groups: class indices of "head", "medium" and "tail"; an empty group's recall is NaN.
       bins: confidence bins of ECE.
     """
-    counts = count(probabilities, labels)
-    recall = recall_of(counts)
     auroc, auprc = ranking_per_class(probabilities, labels)
+    counts = count(probabilities, labels)
+    return from_parts(counts, auroc, auprc, ece(probabilities, labels, bins), class_groups)
+
+
+def from_parts(
+    counts: Counts,
+    auroc: PerClass,
+    auprc: PerClass,
+    calibration: PerRun,
+    class_groups: Mapping[str, Sequence[int]],
+) -> dict[str, PerRun]:
+    """All of METRICS by name, from counts, the ranking areas of every class, and ECE."""
+    recall = recall_of(counts)
     values = {
         "accuracy": accuracy_of(counts),
         "balanced_accuracy": mean_defined(recall),
         "macro_f1": mean_defined(f1_of(counts)),
         "auroc_macro": mean_defined(auroc),
         "auprc_macro": mean_defined(auprc),
-        "ece": ece(probabilities, labels, bins),
+        "ece": calibration,
     }
     for name in ("head", "medium", "tail"):
         values[f"recall_{name}"] = mean_defined(recall[..., list(class_groups[name])])

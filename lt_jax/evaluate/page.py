@@ -3,19 +3,29 @@
 import base64
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from lt_jax.evaluate import figures, gallery, metrics, tables
-from lt_jax.evaluate.inputs import GROUPS, REASONS, Arm, ReportInputs, ledger, sorted_runs
-from lt_jax.evaluate.statistics import ArmStatistics, Summary
+from lt_jax.evaluate.inputs import (
+    GROUPS,
+    REASONS,
+    Arm,
+    Dataset,
+    ReportInputs,
+    ledger,
+    sorted_runs,
+)
+from lt_jax.evaluate.statistics import ArmStatistics, Comparison, Summary
 
 # Curves that are drawn: key in a run's rows -> title.
 CURVES = {"loss": "training loss", "val_balanced_accuracy": "balanced accuracy on val"}
 # Beyond these, charts by class show the rarest ones: the tail is what the report is about.
 MAX_CLASSES = 40
+# Below so many test groups in a class, the page warns of its intervals.
+FEW_GROUPS = 5
 PAIRED = ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail")
 
 
@@ -129,10 +139,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["picture"] = _data_uri
-    tabled = [
-        ("Test set", _table(plain)),
-        ("After post-hoc logit adjustment", _table(adjusted)),
-    ]
+    arms = written["arms"]
     return environment.get_template("report.html.jinja").render(
         report=written,
         groups=GROUPS,
@@ -140,9 +147,14 @@ def render(
         drawn=drawn,
         galleries=[name for name in drawn if name.startswith("gallery_")],
         hidden_classes=max(0, len(inputs.dataset.classes) - MAX_CLASSES),
-        tables=dict(tabled),
-        paired=_paired(plain),
-        paired_rows=_paired_rows(plain),
+        tables={"plain": _table(plain), "adjusted": _table(adjusted)},
+        paired=[tables.TITLES[metric] for metric in PAIRED],
+        paired_rows=_paired_rows({name: s.comparisons for name, s in plain.items()}),
+        real_rows=_paired_rows({name: s.against_rival for name, s in plain.items()}),
+        rival=next((a["paired_real"]["baseline"] for a in arms if "paired_real" in a), None),
+        doses=_doses(arms, inputs.dataset),
+        protocol=protocol_rows(inputs.dataset.protocol),
+        few_groups=_few_groups(written),
         one_seed=any(s.summaries[metrics.PRIMARY].n == 1 for s in plain.values()),
         one_seed_note=tables.ONE_SEED,
         reasons=list(dict.fromkeys([*REASONS, *written["pool"]["rejected"]])),
@@ -171,16 +183,69 @@ def _interval(cell: Summary) -> str:
     return "" if cell.mean is None else tables.format_interval(cell.ci95)
 
 
-def _paired(plain: dict[str, ArmStatistics]) -> list[str]:
-    return [tables.TITLES[m] for m in PAIRED] if any(s.comparisons for s in plain.values()) else []
-
-
-def _paired_rows(plain: dict[str, ArmStatistics]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _paired_rows(
+    compared: Mapping[str, Mapping[str, Comparison]],
+) -> list[tuple[str, list[tuple[str, str]]]]:
     return [
-        (name, [tables.comparison_parts(s.comparisons[m]) for m in PAIRED])
-        for name, s in plain.items()
-        if s.comparisons
+        (name, [tables.comparison_parts(comparisons[m]) for m in PAIRED])
+        for name, comparisons in compared.items()
+        if comparisons
     ]
+
+
+def protocol_rows(protocol: str) -> list[tuple[str, str]]:
+    """A JSON object as rows of (name, value), nested ones joined by a colon; else no rows.
+
+    The skipped images are left out: the page lists them by themselves.
+    """
+    try:
+        value = json.loads(protocol)
+    except json.JSONDecodeError:
+        return []
+    if not isinstance(value, dict):
+        return []
+    return list(_flat({name: item for name, item in value.items() if name != "skipped"}, ""))
+
+
+def _flat(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for name, item in value.items():
+        name = above + name.replace("_", " ")
+        if isinstance(item, Mapping):
+            yield from _flat(item, f"{name}: ")
+        else:
+            yield name, _sentence(item)
+
+
+def _sentence(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_sentence(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(_sentence(item) for item in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _doses(arms: Sequence[Mapping[str, Any]], data: Dataset) -> dict[str, Any] | None:
+    """Arms with synthetic images (or repeats) by class: dose, mean share and what was lacking."""
+    used = [arm for arm in arms if any(arm["doses"] or ()) or any(arm["unmet"] or ())]
+    if not used:
+        return None
+    rows = []
+    for c in np.argsort(data.train_counts, kind="stable")[:MAX_CLASSES].tolist():
+        cells = []
+        for arm in used:
+            notes = []
+            if arm["shares"]:
+                notes.append(f"share {np.mean(arm['shares'], axis=0)[c]:.2f}")
+            if arm["unmet"] and arm["unmet"][c]:
+                notes.append(f"{arm['unmet'][c]:,} lacking")
+            cells.append((f"{arm['doses'][c]:.2f}" if arm["doses"] else "", ", ".join(notes)))
+        rows.append((data.classes[c], cells))
+    return {"arms": [arm["name"] for arm in used], "rows": rows}
+
+
+def _few_groups(written: Mapping[str, Any]) -> list[str]:
+    counts = zip(written["dataset"]["classes"], written["test_groups_per_class"], strict=True)
+    return [f"{name} ({n})" for name, n in counts if 0 < n < FEW_GROUPS]
 
 
 def _ledger_rows(written: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -192,10 +257,17 @@ def _ledger_rows(written: Mapping[str, Any]) -> list[dict[str, str]]:
                 "name": arm["name"],
                 "runs": str(len(arm["seeds"])),
                 "own": _cost(own),
+                "wait": _wait(own),
                 "shared": "none" if shared is None else _cost(shared),
             }
         )
     return rows
+
+
+def _wait(cost: Mapping[str, Any]) -> str:
+    if cost["data_wait"] is None or not cost["seconds"]:
+        return "unknown"
+    return f"{cost['data_wait'] / cost['seconds']:.1%}"
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def areas(
     """
     t, total = starts[-1], support.sum(axis=0)
     auroc, auprc = np.full(support.shape, np.nan), np.full(support.shape, np.nan)
-    tiny = np.finfo(sums.dtype).tiny
+    floor = np.finfo(sums.dtype).eps
     for c, (start, stop) in enumerate(itertools.pairwise(starts)):
         if start == stop:
             continue
@@ -96,8 +96,9 @@ def areas(
         above += at
         retrieved = above - below
         retrieved += negatives.astype(at.dtype)[None]
-        # Nothing is retrieved only where `above` is zero too, and then precision has no weight.
-        np.maximum(retrieved, tiny, out=retrieved)
+        # Nothing (but a rounding error) is retrieved only where no positive has weight, and there
+        # precision counts nothing; eps, as dividing by less could overflow to inf * 0.
+        np.maximum(retrieved, floor, out=retrieved)
         precision = np.divide(above, retrieved, out=retrieved)
         pairs = np.einsum("tr,tr->r", at, below)
         if len(sums) > 2 * t:

@@ -4,8 +4,9 @@
 report.json last and by rename, so that a folder with report.json holds a whole report.
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
 null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`, `shares`, `doses`,
-`uses_pool` and `ledger.relies_on` per arm; `costs`, `skipped_images`, `absent_test_classes`, `tau`
-and `summary`.
+`unmet`, `uses_pool`, `ledger.data_wait`, `ledger.relies_on` and, for pool arms, `paired_real`
+(against the arm on real images alone that is best on val) per arm; `costs`, `skipped_images`,
+`absent_test_classes`, `test_groups_per_class`, `tau` and `summary`.
 """
 
 import json
@@ -15,9 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
-from lt_jax.evaluate import metrics, page, resampling, statistics, tables
+from lt_jax.evaluate import metrics, page, resampling, statistics, summary, tables
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
@@ -32,7 +32,7 @@ from lt_jax.evaluate.inputs import (
     sorted_runs,
 )
 from lt_jax.evaluate.metrics import PRIMARY
-from lt_jax.evaluate.statistics import ArmPredictions, ArmStatistics, Summary
+from lt_jax.evaluate.statistics import ArmPredictions, ArmStatistics, Comparison, Summary
 from lt_jax.runtime import files
 
 __all__ = [
@@ -84,13 +84,21 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def text_table(report: Mapping[str, Any]) -> str:
-    """The arms' table of a report, for a terminal."""
+    """The arms' table of a report, for a terminal: in the report's order, the baseline marked."""
     chosen = ("accuracy", PRIMARY, "macro_f1", "auroc_macro", "recall_tail")
-    summaries = {
-        arm["name"]: {name: _summary_from_json(arm["metrics"][name]) for name in chosen}
-        for arm in report["arms"]
-    }
-    return tables.to_text(tables.metrics_table(summaries, chosen))
+    rows = []
+    for arm in report["arms"]:
+        paired, name = arm["paired"], arm["name"]
+        is_baseline = name == paired["baseline"]
+        versus: tables.Cell = "" if is_baseline else tables.UNDEFINED
+        if PRIMARY in paired:
+            versus = Comparison(**{**paired[PRIMARY], "ci95": _interval(paired[PRIMARY])})
+        cells = [_summary_from_json(arm["metrics"][metric]) for metric in chosen]
+        rows.append((f"{name} (baseline)" if is_baseline else name, *cells, versus))
+    baseline = report["arms"][0]["paired"]["baseline"]
+    last = f"{tables.TITLES[PRIMARY]} minus {baseline}"
+    columns = ("Arm", *(tables.TITLES[metric] for metric in chosen), last)
+    return tables.to_text(tables.Table(columns, tuple(rows)))
 
 
 def strict(value: Any) -> Any:
@@ -109,26 +117,38 @@ def strict(value: Any) -> Any:
 
 
 def _summary_from_json(value: Mapping[str, Any]) -> Summary:
-    ci95 = None if value["ci95"] is None else (value["ci95"][0], value["ci95"][1])
-    return Summary(value["mean"], value["std"], value["n"], ci95, tuple(value["values"]))
+    values = tuple(value["values"])
+    return Summary(value["mean"], value["std"], value["n"], _interval(value), values)
+
+
+def _interval(value: Mapping[str, Any]) -> tuple[float, float] | None:
+    return None if value["ci95"] is None else (value["ci95"][0], value["ci95"][1])
 
 
 def _analyse(inputs: ReportInputs, tau: float, permutations: int) -> dict[str, ArmStatistics]:
-    data, evaluate = inputs.dataset, inputs.evaluate
-    truth = resampling.Truth(
+    evaluate = inputs.evaluate
+    predictions = [_predictions(arm, tau) for arm in inputs.arms]
+    rival, challengers = summary.rival(inputs) if permutations else (None, [])
+    return statistics.analyse(
+        predictions,
+        _truth(inputs),
+        evaluate.baseline,
+        rival=rival,
+        challengers=challengers,
+        resamples=evaluate.resamples,
+        permutations=permutations,
+        seed=evaluate.seed,
+    )
+
+
+def _truth(inputs: ReportInputs) -> resampling.Truth:
+    data = inputs.dataset
+    return resampling.Truth(
         labels=data.test_labels,
         groups=resampling.group_codes(data.test_groups),
         class_groups=data.groups,
         k=len(data.classes),
-        bins=evaluate.ece_bins,
-    )
-    return statistics.analyse(
-        [_predictions(arm, tau) for arm in inputs.arms],
-        truth,
-        evaluate.baseline,
-        resamples=evaluate.resamples,
-        permutations=permutations,
-        seed=evaluate.seed,
+        bins=inputs.evaluate.ece_bins,
     )
 
 
@@ -165,7 +185,7 @@ def _report(
         },
         "pool": _pool(inputs.pool),
         "arms": [_arm(arm, inputs, plain[arm.name], adjusted[arm.name]) for arm in inputs.arms],
-        "summary": summary_paragraph(inputs, plain),
+        "summary": summary.paragraph(inputs, plain),
         "tau": inputs.tau,
         "costs": [
             {"name": c.name, "seconds": c.seconds, "images": c.images, "flops": c.flops}
@@ -173,6 +193,7 @@ def _report(
         ],
         "skipped_images": inputs.skipped,
         "absent_test_classes": [data.classes[c] for c in absent],
+        "test_groups_per_class": resampling.groups_per_class(_truth(inputs)),
     }
 
 
@@ -192,6 +213,7 @@ def _arm(
 ) -> dict[str, Any]:
     recall = plain.recall_per_class
     several = len(recall) > 1
+    on_val = summary.on_val(arm, inputs.dataset)
     return {
         "name": arm.name,
         "controller": arm.controller,
@@ -206,63 +228,21 @@ def _arm(
             "baseline": inputs.evaluate.baseline,
             **{name: tables.cell_to_json(c) for name, c in plain.comparisons.items()},
         },
+        **_paired_real(inputs, plain),
         "ledger": ledger(arm, inputs.costs),
         "metrics_logit_adjusted": {
             name: tables.cell_to_json(s) for name, s in adjusted.summaries.items()
         },
-        "val_balanced_accuracy": _on_val(arm, inputs.dataset),
+        "val_balanced_accuracy": None if on_val is None else tables.cell_to_json(on_val),
         "shares": arm.shares,
         "doses": arm.doses,
+        "unmet": arm.unmet,
         "uses_pool": arm.uses_pool,
     }
 
 
-def _on_val(arm: Arm, data: Dataset) -> dict[str, Any] | None:
-    """Balanced accuracy on val, whose gap to test tells of choices made on val."""
-    logits = [run.val_logits for run in sorted_runs(arm) if run.val_logits is not None]
-    if data.val_labels is None or len(data.val_labels) == 0 or len(logits) < len(arm.runs):
-        return None
-    where = f"val predictions of arm {arm.name!r} (runs by ascending seed)"
-    probabilities: Float[np.ndarray, "m v k"] = metrics.softmax(np.stack(logits), where)
-    return tables.cell_to_json(
-        statistics.summarise(metrics.balanced_accuracy(probabilities, data.val_labels))
-    )
-
-
-def summary_paragraph(inputs: ReportInputs, plain: dict[str, ArmStatistics]) -> str:
-    """What the numbers say of balanced accuracy, in a few sentences."""
-    data, baseline = inputs.dataset, inputs.evaluate.baseline
-    groups = len(np.unique(np.asarray(data.test_groups)))
-    cell = {name: tables.format_cell(s.summaries[PRIMARY]) for name, s in plain.items()}
-    sentences = [
-        f"On {data.name} ({len(data.classes)} classes, {len(data.test_labels):,} test images in "
-        f"{groups:,} groups), the baseline {baseline} reaches a balanced accuracy of "
-        f"{cell[baseline]}."
-    ]
-    others = {name: s for name, s in plain.items() if name != baseline}
-    if not others:
-        return f"{sentences[0]} There is no other arm to compare it with."
-    better = [name for name, s in others.items() if s.comparisons[PRIMARY].better(PRIMARY)]
-    if better:
-        listed = ", ".join(
-            f"{name} ({tables.comparison_parts(others[name].comparisons[PRIMARY])[0]})"
-            for name in better
-        )
-        sentences.append(
-            f"{len(better)} of {len(others)} arms beat it significantly (95% interval above zero "
-            f"and Holm-corrected p below 0.05): {listed}."
-        )
-    else:
-        sentences.append(
-            f"None of the {len(others)} other arms beats it significantly (that would take an "
-            "interval above zero and a Holm-corrected p below 0.05)."
-        )
-    defined = {n: s.summaries[PRIMARY].mean or 0.0 for n, s in plain.items()}
-    best = max(defined, key=lambda name: defined[name])
-    sentences.append(
-        f"The highest mean is that of {best}, {cell[best]}; the highest of {len(plain)} is "
-        "flattered by being chosen."
-    )
-    if any(s.summaries[PRIMARY].n == 1 for s in plain.values()):
-        sentences.append(f"* {tables.ONE_SEED.capitalize()}.")
-    return " ".join(sentences)
+def _paired_real(inputs: ReportInputs, plain: ArmStatistics) -> dict[str, Any]:
+    if not plain.against_rival:
+        return {}
+    compared = {name: tables.cell_to_json(c) for name, c in plain.against_rival.items()}
+    return {"paired_real": {"baseline": summary.rival(inputs)[0], **compared}}

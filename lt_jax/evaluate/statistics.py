@@ -4,14 +4,16 @@ Estimand: the mean over training seeds of a metric on the population of test gro
 it is the metric of that one run, and the interval says nothing of training noise.
 
 Intervals are 95% percentile intervals of a two-way (pigeonhole) bootstrap: each resample draws test
-groups with replacement, the same ones for all arms, and, where an arm has more than one seed, its
-runs with replacement. With few seeds the part due to training noise is small by about a factor
-(m - 1) / m in variance, which the two-way draw partly makes up by counting the interaction twice
-(Owen, 2007).
+groups with replacement within their classes (`resampling`, which says what that can and cannot
+tell of a class with few groups), the same ones for all arms, and, where an arm has more than one
+seed, its runs with replacement. With few seeds the part due to training noise is small by about a
+factor (m - 1) / m in variance, which the two-way draw partly makes up by counting the interaction
+twice (Owen, 2007).
 
 p-values are of the paired group permutation test (`resampling.permutation`), on the runs whose
 seeds both arms have, or on runs in order of seed where they share none; Holm's correction is over
-the arms, per metric. The test speaks of the trained runs, the interval of the recipe as well:
+the arms, per metric. Arms that are compared with a rival besides the baseline are a Holm family of
+their own. The test speaks of the trained runs, the interval of the recipe as well:
 `Comparison.better` asks both.
 """
 
@@ -62,7 +64,10 @@ class Comparison:
     n: int
 
     def better(self, metric: str, alpha: float = 0.05) -> bool:
-        """Whether the arm beats the baseline: Holm's p below alpha and the interval beyond zero."""
+        """Whether the arm beats the baseline: Holm's p below alpha AND the interval beyond zero.
+
+        Where either is missing the answer is no. For ECE "beyond" is below zero.
+        """
         if self.p_holm is None or self.ci95 is None or self.p_holm >= alpha:
             return False
         low, high = self.ci95
@@ -89,11 +94,12 @@ class ArmPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class ArmStatistics:
-    """Summaries and comparisons by metric, recall of every class [m, k]."""
+    """Summaries by metric, recall of every class [m, k], comparisons with baseline and rival."""
 
     summaries: dict[str, Summary]
     recall_per_class: Float[np.ndarray, "m k"]
     comparisons: dict[str, Comparison]
+    against_rival: dict[str, Comparison] = dataclasses.field(default_factory=dict)
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -146,6 +152,8 @@ def analyse(
     truth: resampling.Truth,
     baseline: str,
     *,
+    rival: str | None = None,
+    challengers: Sequence[str] = (),
     resamples: int = 2000,
     permutations: int = 2000,
     seed: int = 0,
@@ -156,6 +164,8 @@ def analyse(
       arms: predictions; names are distinct.
       truth: labels and groups of the test set.
       baseline: the arm that the others are compared with.
+      rival: a second arm, which the challengers are compared with; chosen without the test set.
+      challengers: names of arms; a Holm family apart from the baseline's.
       resamples: bootstrap resamples.
       permutations: of the permutation test; 0 leaves the comparisons out.
       seed: of all draws.
@@ -164,7 +174,7 @@ def analyse(
     if len(set(names)) != len(names) or baseline not in names:
         raise ValueError(f"baseline {baseline!r}: takes one of the distinct arms {names}")
     draws = _draws_of_means(arms, truth, resamples, seed)
-    means, summaries, recalls = {}, {}, {}
+    means, summaries = {}, {}
     for arm in arms:
         values = metrics.evaluate(arm.probabilities, truth.labels, truth.class_groups, truth.bins)
         means[arm.name] = np.array([np.mean(values[name]) for name in metrics.METRICS])
@@ -172,11 +182,21 @@ def analyse(
             name: summarise(values[name], draws[arm.name][q])
             for q, name in enumerate(metrics.METRICS)
         }
-        recalls[arm.name] = metrics.recall_per_class(arm.probabilities, truth.labels)
-    compared = {name: {} for name in names}
+    compared, against = {}, {}
     if permutations:
-        compared |= _compare(arms, truth, baseline, means, draws, permutations, seed)
-    return {name: ArmStatistics(summaries[name], recalls[name], compared[name]) for name in names}
+        pairs = _Pairs({arm.name: arm for arm in arms}, truth, means, draws, permutations, seed)
+        compared = pairs.compare([name for name in names if name != baseline], baseline)
+        if rival is not None:
+            against = pairs.compare(challengers, rival)
+    return {
+        arm.name: ArmStatistics(
+            summaries[arm.name],
+            metrics.recall_per_class(arm.probabilities, truth.labels),
+            compared.get(arm.name, {}),
+            against.get(arm.name, {}),
+        )
+        for arm in arms
+    }
 
 
 def _draws_of_means(
@@ -194,37 +214,39 @@ def _draws_of_means(
     return draws
 
 
-def _compare(
-    arms: Sequence[ArmPredictions],
-    truth: resampling.Truth,
-    baseline: str,
-    means: dict[str, np.ndarray],
-    draws: dict[str, np.ndarray],
-    permutations: int,
-    seed: int,
-) -> dict[str, dict[str, Comparison]]:
-    reference = next(arm for arm in arms if arm.name == baseline)
-    others = [arm for arm in arms if arm.name != baseline]
-    matched = {arm.name: _matched_runs(arm, reference) for arm in others}
-    p = {
-        arm.name: resampling.permutation(matched[arm.name], truth, permutations, seed)
-        for arm in others
-    }
-    compared: dict[str, dict[str, Comparison]] = {arm.name: {} for arm in others}
-    for q, metric in enumerate(metrics.METRICS):
-        defined = [arm.name for arm in others if not np.isnan(p[arm.name][q])]
-        adjusted = dict(zip(defined, holm([p[name][q] for name in defined]), strict=True))
-        for name in compared:
-            difference = means[name][q] - means[baseline][q]
-            interval = percentile_interval(draws[name][q] - draws[baseline][q])
-            compared[name][metric] = Comparison(
-                difference=_number(difference),
-                ci95=None if math.isnan(difference) else interval,
-                p=_number(p[name][q]),
-                p_holm=adjusted.get(name),
-                n=len(matched[name]),
-            )
-    return compared
+@dataclasses.dataclass(frozen=True)
+class _Pairs:
+    """What a comparison of any two arms takes: arms, means [q] and draws [q, r] by name."""
+
+    arms: dict[str, ArmPredictions]
+    truth: resampling.Truth
+    means: dict[str, np.ndarray]
+    draws: dict[str, np.ndarray]
+    permutations: int
+    seed: int
+
+    def compare(self, names: Sequence[str], reference: str) -> dict[str, dict[str, Comparison]]:
+        """Every named arm minus the reference, by metric; one Holm family a metric."""
+        matched = {name: _matched_runs(self.arms[name], self.arms[reference]) for name in names}
+        p = {
+            name: resampling.permutation(runs, self.truth, self.permutations, self.seed)
+            for name, runs in matched.items()
+        }
+        compared: dict[str, dict[str, Comparison]] = {name: {} for name in names}
+        for q, metric in enumerate(metrics.METRICS):
+            defined = [name for name in names if not np.isnan(p[name][q])]
+            adjusted = dict(zip(defined, holm([p[name][q] for name in defined]), strict=True))
+            for name in names:
+                difference = self.means[name][q] - self.means[reference][q]
+                interval = percentile_interval(self.draws[name][q] - self.draws[reference][q])
+                compared[name][metric] = Comparison(
+                    difference=_number(difference),
+                    ci95=None if math.isnan(difference) else interval,
+                    p=_number(p[name][q]),
+                    p_holm=adjusted.get(name),
+                    n=len(matched[name]),
+                )
+        return compared
 
 
 def _matched_runs(

@@ -18,7 +18,12 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lt_jax.config import ArmConfig
+from lt_jax.errors import UserError
 from lt_jax.shapes import Float, Int
+
+
+class MixtureError(UserError, ValueError):
+    """A mixture that cannot be drawn: a class without images, an empty pool, bad fractions."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,16 +44,16 @@ class Mixture:
     replay: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses what a loader cannot draw, whichever policy it comes from."""
+        """Raises MixtureError for what a loader cannot draw, whichever policy it comes from."""
         if not (np.all(self.class_weight >= 0) and np.isclose(np.sum(self.class_weight), 1)):
-            raise ValueError(
+            raise MixtureError(
                 f"mixture: class_weight is {self.class_weight}, of sum "
                 f"{np.sum(self.class_weight)}; takes fractions >= 0 of sum 1"
             )
         if not np.all((self.share >= 0) & (self.share < 1)):
-            raise ValueError(f"mixture: share is {self.share}; takes fractions in [0, 1)")
+            raise MixtureError(f"mixture: share is {self.share}; takes fractions in [0, 1)")
         if np.any(empty := (self.share > 0) & (self.in_use == 0)):
-            raise ValueError(
+            raise MixtureError(
                 f"mixture: classes {np.flatnonzero(empty).tolist()} have a share above 0 and no "
                 "image to draw it from; set their share to 0"
             )
@@ -81,7 +86,7 @@ class Controller(Protocol):
 class Supply:
     """What a rule has to mix: images of each class, real and accepted, and the base sampler.
 
-    Raises ValueError where a class has no real image.
+    Raises MixtureError where a class has no real image.
     """
 
     counts: tuple[int, ...]
@@ -91,28 +96,28 @@ class Supply:
     def __post_init__(self) -> None:
         """Refuses counts that no mixture can be made of."""
         if len(self.counts) != len(self.accepted):
-            raise ValueError(
+            raise MixtureError(
                 f"mixing: {len(self.counts)} classes of train images, but {len(self.accepted)} in "
                 "the pool; both must be of the same data set"
             )
         if empty := [label for label, count in enumerate(self.counts) if count < 1]:
-            raise ValueError(
+            raise MixtureError(
                 f"mixing: no train image of class {', '.join(map(str, empty))} (by number); "
                 "every class needs one"
             )
         if self.sampler not in ("instance", "balanced", "square_root"):
-            raise ValueError(
+            raise MixtureError(
                 f"mixing: got sampler={self.sampler!r}; takes instance, balanced or square_root"
             )
 
     def mix(self, asked: Int[np.ndarray, "k"]) -> Mixture:
         """Equations (1) and (2). A class of which the pool has nothing gets share 0.
 
-        Raises ValueError where images are asked for and the pool is wholly empty.
+        Raises MixtureError where images are asked for and the pool is wholly empty.
         """
         counts, accepted = np.asarray(self.counts), np.asarray(self.accepted)
         if np.any(asked > 0) and not np.any(accepted > 0):
-            raise ValueError(
+            raise MixtureError(
                 f"mixing: {int(asked.sum())} synthetic images are asked for, but the pool has no "
                 "accepted one; loosen synthesize.selection (keep_rate, label_probability), train "
                 "the generator longer, or set the arm's controller to none"
@@ -191,13 +196,13 @@ def replay_rows(
     over and over. Class k's rows depend on (seed, k) and its images only.
 
     Raises:
-      ValueError: images of a class are asked for that has none.
+      MixtureError: images of a class are asked for that has none.
     """
     chosen = []
     for label, wanted in enumerate(in_use.tolist()):
         rows = np.flatnonzero(labels == label)
         if wanted and not len(rows):
-            raise ValueError(f"replay: class {label} (by number) has no train image to repeat")
+            raise MixtureError(f"replay: class {label} (by number) has no train image to repeat")
         order = np.random.default_rng((seed, label)).permutation(rows)
         chosen.append(np.resize(order, wanted))
     return np.concatenate(chosen)
@@ -218,7 +223,7 @@ def make(
       seed: decides which real images a replay repeats.
 
     Raises:
-      ValueError: a class has no train image, or synthesis is asked of an empty pool.
+      MixtureError: a class has no train image, or synthesis is asked of an empty pool.
     """
     supply = Supply(tuple(counts.tolist()), tuple(accepted.tolist()), config.sampler)
     if config.controller == "none":

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lt_jax.config import ConfigError
 from lt_jax.shapes import Array, Float, Images
 
 Resized = Float[Array, "b _h _w _c"]  # of another size than the argument
@@ -105,11 +106,11 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images) -> Images:
-        """Raises ValueError where the heads do not divide the channels."""
+        """Raises ConfigError where the heads do not divide the channels."""
         b, h, w, c = x.shape
         heads = max(1, c // self.head_channels)
         if c % heads:
-            raise ValueError(
+            raise ConfigError(
                 f"head_channels = {self.head_channels} makes {heads} heads, which do not divide "
                 f"{c} channels; choose a head_channels that divides the channels of every level"
             )

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lt_jax.config import ResNetConfig
+from lt_jax.config import ConfigError, ResNetConfig
 from lt_jax.models.blocks import group_norm
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -63,11 +63,11 @@ class ResNet(nn.Module):
         `train` changes nothing here; it stands for the signature that classifiers share.
 
         Raises:
-          ValueError: channels and blocks name different numbers of stages.
+          ConfigError: channels and blocks name no stages, or different numbers of them.
         """
         channels, blocks = self.config.channels, self.config.blocks
-        if len(channels) != len(blocks):
-            raise ValueError(
+        if not channels or len(channels) != len(blocks):
+            raise ConfigError(
                 f"ResNet: channels names {len(channels)} stages and blocks {len(blocks)}; "
                 "give one number of blocks for each stage's channels"
             )

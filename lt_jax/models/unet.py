@@ -12,7 +12,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lt_jax.config import UNetConfig
+from lt_jax.config import ConfigError, UNetConfig
 from lt_jax.models.blocks import (
     AttentionBlock,
     ResidualBlock,
@@ -93,7 +93,8 @@ class UNet(nn.Module):
         """Returns float32, zero at initialisation.
 
         Raises:
-          ValueError: a side of `x` is not a multiple of patch_size * 2**(levels - 1).
+          ConfigError: there are no channels, or a side of `x` is not a multiple of
+            patch_size * 2**(levels - 1).
         """
         config = self.config
         _check_size(x.shape[1], x.shape[2], config)
@@ -113,9 +114,11 @@ class UNet(nn.Module):
 
 def _check_size(height: int, width: int, config: UNetConfig) -> None:
     levels = len(config.channels)
+    if not levels:
+        raise ConfigError("UNet: channels is empty; give one number a level, such as (32, 64)")
     multiple = config.patch_size * 2 ** (levels - 1)
     if height % multiple or width % multiple:
-        raise ValueError(
+        raise ConfigError(
             f"a UNet of {levels} levels with patch_size = {config.patch_size} takes images whose "
             f"sides are multiples of {multiple}, got {height}x{width}; change image_size, "
             "or give fewer channels (levels) or a smaller patch_size"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.config import ViTConfig
+from lt_jax.config import ConfigError, ViTConfig
 from lt_jax.models.blocks import space_to_depth
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -30,12 +30,18 @@ VARIANTS = {"Ti": Size(192, 12, 3, 768), "S": Size(384, 12, 6, 1536), "B": Size(
 
 
 def size_of(config: ViTConfig) -> Size:
-    """The sizes of a variant, or the config's own where the variant is "custom"."""
+    """The sizes of a variant, or the config's own where the variant is "custom".
+
+    Raises:
+      ConfigError: the heads do not divide the width.
+    """
     if config.variant != "custom":
         return VARIANTS[config.variant]
     size = Size(config.width, config.depth, config.heads, config.mlp)
     if size.width % size.heads:
-        raise ValueError(f"ViT: heads = {size.heads} does not divide width = {size.width}")
+        raise ConfigError(
+            f"ViT: heads = {size.heads} does not divide width = {size.width}; change either"
+        )
     return size
 
 
@@ -43,10 +49,10 @@ def sincos_positions(height: int, width: int, channels: int) -> np.ndarray:
     """Fixed 2-D positions, [height * width, channels], float32: sin and cos of x, then of y.
 
     Raises:
-      ValueError: channels is not a multiple of 4, or is 4 (one frequency has no range).
+      ConfigError: channels is not a multiple of 4, or is 4 (one frequency has no range).
     """
     if channels % 4 or channels < 8:
-        raise ValueError(
+        raise ConfigError(
             f"sin-cos positions take a width that is a multiple of 4 and at least 8, got "
             f"{channels}; change the width or choose position = 'learned'"
         )
@@ -109,7 +115,7 @@ class ViT(nn.Module):
         """Returns float32 logits [b k], zero at initialisation, and float32 features [b d].
 
         Raises:
-          ValueError: the patch does not divide the image, or the sizes do not fit each other.
+          ConfigError: the patch does not divide the image, or the sizes do not fit each other.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         size = size_of(config)
@@ -129,7 +135,7 @@ class ViT(nn.Module):
         patch = self.config.patch_size
         b, h, w, _ = images.shape
         if h % patch or w % patch:
-            raise ValueError(
+            raise ConfigError(
                 f"ViT: patch_size = {patch} does not divide images of {h}x{w}; "
                 "change classifier patch_size or data image_size"
             )

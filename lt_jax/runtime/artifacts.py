@@ -17,10 +17,15 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+from lt_jax.errors import UserError
 from lt_jax.runtime import files
 from lt_jax.runtime.ledger import Ledger
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class OccupiedError(UserError, FileExistsError):
+    """A folder, which may hold something of the user's, stands where a link belongs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +102,10 @@ def link(at: pathlib.Path, target: pathlib.Path) -> None:
     """Makes `at` a relative symbolic link to `target`, replacing an older link in one step.
 
     Raises:
-      FileExistsError: `at` is a folder, which may hold something of the user's.
+      OccupiedError: `at` is a folder, which may hold something of the user's.
     """
     if at.is_dir() and not at.is_symlink():
-        raise FileExistsError(f"{at} is a folder, but a link to {target} belongs there: move it")
+        raise OccupiedError(f"{at} is a folder, but a link to {target} belongs there: move it")
     at.parent.mkdir(parents=True, exist_ok=True)
     temporary = at.with_name(f".{at.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)

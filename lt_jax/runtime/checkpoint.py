@@ -1,12 +1,13 @@
 """Checkpoints of one training: a pytree and a JSON note an atomic step, verified by digest.
 
 orbax ignores half-written steps but restores flipped bits silently, so each step carries a sha256
-of its arrays; a step that does not match is dropped with a warning and the one before is used. A
-step that is intact but does not fit (another network's) is an error: nothing is dropped.
+of its arrays. A step that does not match it, or cannot be decoded, is put aside as `<step>.corrupt`
+with a warning, and the one before is used. Where the storage fails, which may pass, or where the
+step is intact but does not fit (another network's), that is an error and nothing is moved.
 """
 
+import errno
 import hashlib
-import json
 import pathlib
 import shutil
 from typing import Any, TypeVar
@@ -17,9 +18,22 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
+from lt_jax.errors import UserError
 from lt_jax.runtime import files
 
 T = TypeVar("T")
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that is damaged, or is not this training's."""
+
+
+class UnreadableError(UserError, OSError):
+    """The storage failed while a checkpoint was read; what lies there may well be intact."""
+
+
+class _DamagedError(Exception):
+    """A step whose content is not what was saved."""
 
 
 def digest(tree: Any) -> str:
@@ -62,7 +76,7 @@ class Checkpointer:
 
         Raises:
           DiskFullError: no space left; the steps before are intact.
-          ValueError: a later step stands there.
+          CheckpointError: a later step stands there.
         """
         host = jax.device_get(state)
         note = {**note, "layout": layout(host), "digest": digest(host)}
@@ -74,9 +88,9 @@ class Checkpointer:
                 ),
             )
         if not saved and step not in self._manager.all_steps():
-            raise ValueError(
+            raise CheckpointError(
                 f"{self._folder}: step {step} is not saved, since step "
-                f"{self._manager.latest_step()} is there already"
+                f"{self._manager.latest_step()} is there already; delete the folder to train anew"
             )
 
     def restore(self, target: T) -> tuple[int, T, dict[str, Any]] | None:
@@ -86,41 +100,94 @@ class Checkpointer:
           target: a pytree with the state's structure, shapes and shardings.
 
         Raises:
-          ValueError: the newest readable step does not fit `target`.
+          CheckpointError: the newest readable step does not fit `target`.
+          UnreadableError: the storage failed; nothing is moved.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            fits, reason = True, "its digest does not match"
             try:
-                note = self._read(step, note=ocp.args.JsonRestore())
-                fits = note.pop("layout") == layout(target)
-                if fits:
-                    state = self._read(step, state=ocp.args.StandardRestore(target))
-                    if note.pop("digest") == digest(state):
-                        return step, state, note
-            except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if not fits:
-                raise ValueError(
-                    f"{self._folder}/{step} holds arrays of other names, types or shapes than "
-                    "this training's; other code or libraries wrote it: go on with those, or "
-                    "delete the folder to train anew"
-                )
-            logging.warning(
-                "checkpoint %s/%d is corrupt (%s): dropped, the one before it is tried",
-                self._folder,
-                step,
-                reason,
-            )
-            self._manager.delete(step)
+                return step, *_read(self._manager, self._folder, step, target)
+            except _DamagedError as error:
+                self._put_aside(step, error)
         return None
 
-    def _read(self, step: int, **item: Any) -> Any:
-        (name,) = item
-        return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
+    def _put_aside(self, step: int, error: _DamagedError) -> None:
+        aside = self._folder / f"{step}.corrupt"
+        logging.warning(
+            "checkpoint %s/%d is corrupt (%s): put aside as %s, the one before it is tried",
+            self._folder,
+            step,
+            error,
+            aside.name,
+        )
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier time: one is kept a step
+        (self._folder / str(step)).rename(aside)
+        self._manager.reload()
 
     def close(self) -> None:
         """Waits for orbax and frees its threads."""
         self._manager.close()
+
+
+def _read(
+    manager: ocp.CheckpointManager, folder: pathlib.Path, step: int, target: T
+) -> tuple[T, dict[str, Any]]:
+    """State and note of one step; changes nothing on disk.
+
+    Raises:
+      _DamagedError: the digest does not match, or the content cannot be decoded or is missing.
+      CheckpointError: it does not fit `target`.
+      UnreadableError: the operating system could not read it.
+    """
+
+    def item(name: str, how: Any) -> Any:
+        return manager.restore(step, args=ocp.args.Composite(**{name: how}))[name]
+
+    try:
+        note = item("note", ocp.args.JsonRestore())
+        if not isinstance(note, dict):
+            raise ValueError("its note is no JSON object")
+        saved_digest = note.pop("digest")
+        fits = note.pop("layout") == layout(target)
+        # As host arrays: of one that it is to put on devices and cannot read, orbax raises a bare
+        # Exception.
+        host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
+        state = item("state", ocp.args.StandardRestore(host)) if fits else host
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if _storage_failed(error):
+            raise UnreadableError(
+                f"{folder}/{step} cannot be read ({reason}); nothing was changed there: mend the "
+                "storage and run the same command again"
+            ) from error
+        raise _DamagedError(reason) from error
+    if not fits:
+        raise CheckpointError(
+            f"{folder}/{step} holds arrays of other names, types or shapes than this training's; "
+            "other code or libraries wrote it: go on with those, or delete the folder to train anew"
+        )
+    if digest(state) != saved_digest:
+        raise _DamagedError("its digest does not match")
+    return jax.tree.map(_place_like, state, target), note
+
+
+def _place_like(host: np.ndarray, leaf: Any) -> Any:
+    """A host array where `leaf` lies; a copy, since what is restored will be donated."""
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(host, leaf.sharding, may_alias=False)
+    return host
+
+
+def _storage_failed(error: Exception) -> bool:
+    """Whether the operating system failed, as against content that is missing or undecodable.
+
+    A missing file is damage, as after a copy that broke off; orbax says so without a number. An
+    input/output error, a lost mount or too many open files say nothing about the content.
+    """
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if isinstance(error, OSError):
+        return not missing
+    gone = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return files.os_error_number(error) not in gone
 
 
 def save_tree(folder: pathlib.Path, tree: Any) -> None:
@@ -132,16 +199,24 @@ def save_tree(folder: pathlib.Path, tree: Any) -> None:
 
 
 def load_tree(folder: pathlib.Path, target: T) -> T:
-    """Reads what `save_tree` wrote.
+    """Reads what `save_tree` wrote. Changes nothing on disk: others may read the same folder.
 
     Raises:
-      ValueError: there is no intact pytree in `folder`.
+      CheckpointError: there is no intact pytree in `folder`, or it does not fit `target`.
+      UnreadableError: the storage failed.
     """
-    checkpointer = Checkpointer(folder)
+    remedy = "delete its stage's folder and rerun"
+    if not (folder / "0").is_dir():
+        raise CheckpointError(f"{folder}: no checkpoint; {remedy}")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that a folder opened to read is read-only
+    manager = ocp.CheckpointManager(
+        folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
+    )
     try:
-        restored = checkpointer.restore(target)
+        return _read(manager, folder, 0, target)[0]
+    except _DamagedError as error:
+        raise CheckpointError(f"{folder}: no intact checkpoint ({error}); {remedy}") from error
     finally:
-        checkpointer.close()
-    if restored is None:
-        raise ValueError(f"{folder}: no intact checkpoint; delete its stage's folder and rerun")
-    return restored[1]
+        manager.close()
+        logging.set_verbosity(verbosity)

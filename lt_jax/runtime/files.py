@@ -14,8 +14,16 @@ from lt_jax.errors import UserError
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|partial)")  # .<name>.<process>.tmp
 
 
+# How tensorstore, below orbax, says which error of the operating system it met.
+_OS_ERROR = re.compile(r"os_error_code='(\d+)'")
+
+
 class DiskFullError(UserError, OSError):
     """No space left; what was already written is intact."""
+
+
+class LocatorError(UserError, ValueError):
+    """A path of an image or mask that leads out of the data's root."""
 
 
 def inside(root: pathlib.Path, locator: str) -> pathlib.Path:
@@ -25,16 +33,24 @@ def inside(root: pathlib.Path, locator: str) -> pathlib.Path:
     because whoever owns the root has put it there, and image folders often are links.
 
     Raises:
-      ValueError: the locator is empty, absolute, or climbs out of the root.
+      LocatorError: the locator is empty, absolute, or climbs out of the root.
     """
     parts = pathlib.Path(locator).parts
     normal = os.path.normpath(locator) if locator else ".."
     if os.path.isabs(normal) or normal.split(os.sep)[0] == os.pardir or "\0" in locator:
-        raise ValueError(
+        raise LocatorError(
             f"{locator!r} leads out of {root}; give image and mask paths relative to "
             "config.data.root, without '..' above it"
         )
     return root.joinpath(*parts)
+
+
+def os_error_number(error: Exception) -> int | None:
+    """The `errno` of an error of the operating system, also where orbax reports it; else None."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def require_space(folder: pathlib.Path, needed: int, what: str) -> None:
@@ -49,10 +65,10 @@ def disk_errors(path: pathlib.Path, what: str, needed: int | None = None) -> Ite
     try:
         yield
     except Exception as error:
-        number = getattr(error, "errno", None)
-        # orbax's and ArrayRecord's storage layers report the same conditions without an errno.
+        # ArrayRecord reports the same conditions without a number.
         texts = ("No space left", "quota exceeded")
-        full = number in (errno.ENOSPC, errno.EDQUOT) or any(t in str(error) for t in texts)
+        full = os_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+        full = full or any(text in str(error) for text in texts)
         if not full or isinstance(error, DiskFullError):
             raise
         raise _no_space(path, what, needed) from error

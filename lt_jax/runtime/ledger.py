@@ -10,7 +10,8 @@ from typing import Any
 class Ledger:
     """Costs so far. `seconds` is wall clock; `images` network passes over an image in training,
     or images generated; `flops` the arithmetic of the compiled steps as XLA counts it;
-    `data_wait` the seconds in which the device had nothing to do but wait for a batch.
+    `data_wait` the seconds in which the loop waited for a batch: at most so long did the device
+    stand still, which meanwhile is busy with the step before.
     """
 
     seconds: float = 0.0

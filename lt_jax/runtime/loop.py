@@ -103,6 +103,7 @@ class Loop:
         pending: tuple[int, dict[str, Array]] | None = None
         flops: float | None = None  # of one step; every step of a run has the same shapes
         for n in range(start, until):
+            began, waited = time.perf_counter(), self.ledger.data_wait
             batch = self._next_batch()
             key = jax.random.fold_in(self._key, n)
             if flops is None:
@@ -113,6 +114,8 @@ class Loop:
             if pending is not None:
                 self._read(*pending)
             pending = (n, values)
+            if n > start:  # the first step of a run may compile
+                self._window.time(time.perf_counter() - began, self.ledger.data_wait - waited)
             done = n + 1
             log = done % self._runtime.log_every == 0 or done == self._steps
             # At `until` the caller saves, once it has written what belongs to that step.
@@ -149,13 +152,25 @@ class Loop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Books the last seconds; closes checkpoints, metrics, progress and loader."""
-        self._checkpoints.close()
-        self._stream.close()
+        """Books the last seconds; closes checkpoints, loader, metrics and progress, each one.
+
+        What ended the training is what is raised; errors of closing are added to it as notes.
+        """
+        closing = [self._checkpoints.close, self._stream.close]
         if self._opened:
             self._clock.read()
-            self.metrics.close()
-            self._bar.__exit__(kind, error, trace)
+            closing += [self.metrics.close, lambda: self._bar.__exit__(kind, error, trace)]
+        first = error
+        for close in closing:
+            try:
+                close()
+            except Exception as late:
+                if first is None:
+                    first = late
+                else:
+                    first.add_note(f"while closing: {late!r}")
+        if first is not error:
+            raise first  # type: ignore[misc]
 
     def _next_batch(self) -> Any:
         since = time.perf_counter()
@@ -175,19 +190,22 @@ class Loop:
         self._window.add(host)
 
     def _log(self, done: int) -> None:
-        seconds = self._clock.read()
+        self._clock.read()
         means = self._window.take()
-        wait = self.ledger.data_wait / max(seconds, 1e-9)
-        self.metrics.write(done, {**means, "data_wait_fraction": wait})
+        self.metrics.write(done, means)
         self._bar.update(done, loss=means.get("loss", math.nan))
 
 
 class _Window:
-    """Running means of metrics since the last log line; kept in checkpoints."""
+    """Running means of metrics since the last log line, and how much of that time was waiting.
+
+    The means are kept in checkpoints; times are those of this process.
+    """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         self._sums: dict[str, float] = dict(state["sums"]) if state else {}
         self._count: int = state["count"] if state else 0
+        self._seconds, self._waited = 0.0, 0.0
 
     def state(self) -> dict[str, Any]:
         return {"sums": self._sums, "count": self._count}
@@ -197,9 +215,16 @@ class _Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
+    def time(self, seconds: float, waited: float) -> None:
+        """Adds a step's wall clock, and how much of it passed before its batch was there."""
+        self._seconds += seconds
+        self._waited += waited
+
     def take(self) -> dict[str, float]:
+        """The means; `data_wait_fraction` is the part of the steps' seconds spent on waiting."""
         means = {name: value / self._count for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
+        means["data_wait_fraction"] = self._waited / self._seconds if self._seconds else 0.0
+        self._sums, self._count, self._seconds, self._waited = {}, 0, 0.0, 0.0
         return means
 
 

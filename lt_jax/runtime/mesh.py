@@ -6,16 +6,19 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lt_jax.config import ConfigError
+
 T = TypeVar("T")
 
 
-def configure_devices(cpu_devices: int, compilation_cache: str) -> None:
+def configure_devices(cpu_devices: int, compilation_cache: str | None) -> None:
     """Sets process-wide JAX options; call it before the first use of a device.
 
     Args:
       cpu_devices: virtual CPU devices. XLA runs a CPU convolution on one thread, so the cores of
         a machine without an accelerator are used by splitting the batch over virtual devices.
-      compilation_cache: folder for compiled programs, so that a second start compiles nothing.
+      compilation_cache: folder for compiled programs, so that a second start compiles nothing;
+        None: none.
     """
     jax.config.update("jax_num_cpu_devices", cpu_devices)
     jax.config.update("jax_compilation_cache_dir", compilation_cache)
@@ -45,9 +48,9 @@ def batched(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
-    """Refuses a batch that the devices cannot share evenly, naming the config field."""
+    """Raises ConfigError, naming `field`, for a batch that the devices cannot share evenly."""
     if batch_size % mesh.size:
-        raise ValueError(
+        raise ConfigError(
             f"{field}: got {batch_size}; takes a multiple of the {mesh.size} devices of this run "
             f"(set it to {batch_size - batch_size % mesh.size or mesh.size}, or "
             "config.runtime.cpu_devices=1 on CPU)"

@@ -21,7 +21,7 @@ class TrainState:
     Attributes:
       step: updates made so far, int32 scalar.
       params: float32 parameters.
-      ema: exponential moving average of `params`, same shapes.
+      ema: exponential moving average of `params`, same shapes; None where none is kept.
       opt_state: the optimiser's own.
     """
 
@@ -57,12 +57,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at step 0. The EMA is a copy: donating aliased buffers fails."""
+def create(params: Params, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
+    """A state at step 0, with or without an EMA, which costs a copy of the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,  # aliased, donating would fail
         opt_state=optimizer.init(params),
     )
 
@@ -82,19 +82,27 @@ def update(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Params], tuple[Array, dict[str, Array]]],
-    ema_decay: float,
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on `loss_fn(params) -> (scalar loss, metrics)`.
 
     Returns the new state and the metrics with `loss` and `gradient_norm` added.
+
+    Raises:
+      ValueError: a decay for a state without an EMA.
     """
+    if state.ema is None and ema_decay > 0:
+        raise ValueError(f"ema_decay={ema_decay} for a state without EMA; create it with ema=True")
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    ema = None
+    if state.ema is not None:
+        ema = ema_update(state.ema, params, state.step + 1, ema_decay)
     new = TrainState(
         step=state.step + 1,
         params=params,
-        ema=ema_update(state.ema, params, state.step + 1, ema_decay),
+        ema=ema,
         opt_state=opt_state,
     )
     return new, {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(gradients)}

@@ -29,11 +29,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import SelectionConfig
+from lt_jax.errors import UserError
 from lt_jax.shapes import Array, Features, Float, Int, Labels, Logits
 
 # Least weight of the identity in (2): bounds the condition number, so that a Cholesky factor in
 # float32 stands where many images leave rho at nothing and a feature is dead.
 MIN_SHRINKAGE = 1e-4
+
+
+class FitError(UserError, ValueError):
+    """Train images that no score can be fitted to."""
 
 
 @runtime_checkable
@@ -57,7 +62,7 @@ class Scorer(Protocol):
     ) -> Any:
         """The state that `score` needs, from real train images. Runs on host, not under `jit`.
 
-        Raises ValueError where a class has no image or a feature is not finite.
+        Raises FitError where a class has no image or a feature is not finite.
         """
         ...
 
@@ -159,13 +164,13 @@ class NoScore:
         logits: Float[np.ndarray | Array, "n k"],
         labels: Int[np.ndarray | Array, "n"],
     ) -> Any:
-        """Nothing."""
+        """An empty state, for any features [n d], logits [n k] and labels [n]; raises nothing."""
         return ()
 
     def score(
         self, state: Any, features: Features, logits: Logits, labels: Labels
     ) -> Float[Array, "b"]:
-        """Zeros."""
+        """Zeros [b], whatever the features [b d], logits [b k] and labels [b]; raises nothing."""
         return jnp.zeros(features.shape[0])
 
 
@@ -214,18 +219,18 @@ def _whiten(covariance: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
 def _check_fit(features: np.ndarray, labels: np.ndarray, num_classes: int) -> None:
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(
+        raise FitError(
             f"OOD fit: labels lie in [{labels.min()}, {labels.max()}]; "
             f"{num_classes} classes take 0 to {num_classes - 1}"
         )
     counts = np.bincount(labels, minlength=num_classes)
     if empty := np.flatnonzero(counts == 0).tolist():
-        raise ValueError(
+        raise FitError(
             f"OOD fit: no train image of class {', '.join(map(str, empty))} (by number); every "
             "class needs one: lower imbalance_factor, or drop the class from the data set"
         )
     if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
-        raise ValueError(
+        raise FitError(
             f"OOD fit: the features of {len(bad)} train images are not finite (first: row "
             f"{bad[0]}); the extractor diverged: lower its learning rate"
         )

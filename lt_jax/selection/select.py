@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import SelectionConfig
-from lt_jax.selection.ood import Scorer
+from lt_jax.selection.ood import FitError, Scorer
 from lt_jax.shapes import Array, Features, Float, Int, Labels, Logits
 
 
@@ -150,7 +150,7 @@ def thresholds(
     known = ~np.isnan(scores)
     scores, labels = scores[known].astype(np.float64), labels[known]
     if not len(scores):
-        raise ValueError(
+        raise FitError(
             "selection: no class has two train images, so none can be held out to calibrate a "
             "threshold; lower imbalance_factor or train on more images"
         )

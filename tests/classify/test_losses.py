@@ -1,5 +1,7 @@
 """Every loss against its formula in NumPy and against the identities that it is known for."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,27 +175,65 @@ def test_gradients_are_those_of_the_adjusted_softmax():
     )
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
-def test_corrects_prior_tells_whose_minimiser_is_the_balanced_posterior(name):
-    """Over a known p(x, y), the population's risk is stationary at p(x | y) or it is not."""
+CLOSED_FORM = {
+    "cross_entropy": losses.cross_entropy,
+    "inverse_weighted": losses.inverse_weighted,
+    "effective_number": losses.class_balanced,
+    "balanced_softmax": losses.balanced_softmax,
+    "logit_adjusted": functools.partial(losses.logit_adjusted, tau=0.3),
+    "ldam_drw": functools.partial(losses.ldam, max_margin=0.0),  # its weights alone
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_what_remains_beside_the_residual_is_the_likelihood(name, scale):
+    """Over a known p(x, y), the population's risk is stationary at log p(x | y) + residual."""
     rng = np.random.default_rng(1)
+    counts = COUNTS * scale  # weights of (3) near 1 / n, then far from it
     likelihood = rng.dirichlet(np.ones(5), size=4).T  # [x, y]: p(x | y)
-    prior = COUNTS / COUNTS.sum()
-    joint = jnp.asarray((likelihood * prior[None, :]).ravel(), jnp.float32)
+    joint = jnp.asarray((likelihood * (counts / counts.sum())[None, :]).ravel(), jnp.float32)
     labels = jnp.tile(jnp.arange(4), 5)
 
     def risk(z):
         rows = jnp.repeat(z, 4, axis=0)
-        counts = jnp.asarray(COUNTS, jnp.float32)
-        return jnp.sum(joint * losses.make(name)(rows, labels, counts, 0.0))
+        values = CLOSED_FORM[name](rows, labels, jnp.asarray(counts, jnp.float32), END)
+        return jnp.sum(joint * values)
 
-    slope = jnp.abs(jax.grad(risk)(jnp.asarray(np.log(likelihood), jnp.float32))).max()
-    assert (slope < 1e-6) == losses.corrects_prior(name)
+    def slope(residual):
+        z = np.log(likelihood) + residual[None, :]
+        return float(jnp.abs(jax.grad(risk)(jnp.asarray(z, jnp.float32))).max())
+
+    residual = losses.residual_log_prior(name, counts, tau=0.3)
+    assert slope(residual) < 1e-6
+    bent = residual + np.array([0.0, 0.0, 0.1, 0.0])
+    assert slope(bent) > 10 * slope(residual)
 
 
-def test_corrects_prior_of_logit_adjustment_follows_tau():
-    assert losses.corrects_prior("logit_adjusted", tau=0.5)
-    assert not losses.corrects_prior("logit_adjusted", tau=0.0)
+def test_residual_of_effective_number_runs_from_nothing_to_the_log_prior():
+    few, many = np.array([200.0, 40.0, 7.0]), np.array([4e6, 9e5, 2e5])
+    assert np.ptp(losses.residual_log_prior("effective_number", few)) < 0.02
+    np.testing.assert_array_equal(
+        losses.residual_log_prior("ldam_drw", few),
+        losses.residual_log_prior("effective_number", few),
+    )
+    np.testing.assert_allclose(
+        losses.residual_log_prior("effective_number", many),
+        losses.residual_log_prior("cross_entropy", many),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_residual_is_finite_for_a_class_without_images(name):
+    assert np.isfinite(losses.residual_log_prior(name, np.array([400.0, 0.0, 3.0]))).all()
+
+
+def test_residual_is_none_where_the_loss_corrects_and_unknown_losses_are_refused():
+    for name in ("balanced_softmax", "inverse_weighted", "logit_adjusted"):
+        np.testing.assert_array_equal(losses.residual_log_prior(name, COUNTS), 0.0)
+    with pytest.raises(ValueError, match="no loss 'hinge'"):
+        losses.residual_log_prior("hinge", COUNTS)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

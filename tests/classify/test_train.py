@@ -72,7 +72,7 @@ def test_golden_metrics(data, update_goldens):
     step = train.make_step(RECIPE, 3, device_mesh)
     params = train.init(RECIPE, 3, data.image_shape)
     optimizer = train_state.make_optimizer(RECIPE.optimizer, RECIPE.steps)
-    state = train_state.create(params, optimizer)
+    state = train_state.create(params, optimizer, ema=False)
     batch = {
         "image": data.real[:64:4],
         "label": np.repeat([0, 1, 2], [10, 4, 2]).astype(np.int32),
@@ -135,5 +135,5 @@ def test_shares_of_zero_reproduce_the_real_only_run(data, tmp_path):
 def test_effective_counts_are_real_plus_synthetic_under_instance_sampling():
     supply = controllers.Supply((40, 8, 2), (100, 100, 3))
     mixture = controllers.FillToHead(supply).mixture(0, None)
-    counts = train.effective_counts(np.array([40, 8, 2]), mixture)
+    counts = train.effective_counts(np.array([40, 8, 2]), mixture.class_weight, mixture.share)
     np.testing.assert_allclose(counts, [40, 40, 5])

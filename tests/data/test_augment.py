@@ -10,7 +10,7 @@ import pytest
 import scipy.ndimage
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lt_jax.config import AugmentConfig
+from lt_jax.config import AugmentConfig, ConfigError
 from lt_jax.data import augment as module
 from lt_jax.data.augment import augment, normalize, quantize
 
@@ -78,7 +78,7 @@ def test_rotate90_takes_all_quarter_turns(getkey):
     turns = [np.rot90(x, k, axes=(1, 2)) for k in range(4)]
     matches = np.stack([np.all(out == turn, axis=(1, 2, 3)) for turn in turns])
     assert np.all(matches.sum(0) == 1) and np.all(matches.sum(1) > 60)
-    with pytest.raises(ValueError, match="rotate90 takes square images, got 4x6"):
+    with pytest.raises(ConfigError, match="rotate90 takes square images, got 4x6"):
         augment(jnp.zeros((1, 4, 6, 3)), getkey(), AugmentConfig(rotate90=True))
 
 

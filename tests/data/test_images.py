@@ -1,3 +1,6 @@
+import pickle
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +26,55 @@ def test_decode_returns_the_pixels_that_were_saved(tmp_path):
         images.decode(tmp_path / "bits.png"), np.where(gray > 127, 255, 0)[..., None]
     )
     np.testing.assert_array_equal(images.decode(tmp_path / "rgba.png"), colour)
+
+
+def packed_tiff(pixels: np.ndarray) -> bytes:
+    """A TIFF of 12 bits a pixel, which Pillow reads and cannot write."""
+    data = int("".join(f"{value:012b}" for value in pixels.ravel()), 2)
+    data = data.to_bytes(pixels.size * 12 // 8, "big")
+    height, width = pixels.shape
+    short, long = 3, 4
+    tags = [(256, short, width), (257, short, height), (258, short, 12), (259, short, 1),
+            (262, short, 1), (273, long, 8), (277, short, 1), (278, short, height),
+            (279, long, len(data))]  # fmt: skip
+    entries = [
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<HH" if kind == short else "<I", *value)
+        for tag, kind, value in ((t, k, (v, 0) if k == short else (v,)) for t, k, v in tags)
+    ]
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return head + struct.pack("<H", len(tags)) + b"".join(entries) + struct.pack("<I", 0)
+
+
+def test_gray_of_twelve_bits_is_scaled_where_the_file_says_so(tmp_path):
+    """It once became almost black: 4095 was divided like 65535."""
+    twelve = np.random.default_rng(0).integers(0, 4096, (8, 8)).astype(np.uint16)
+    twelve[0, 0] = 4095
+    expected = (twelve / 4095 * 255).round().astype(np.uint8)[..., None]
+    (tmp_path / "a.pgm").write_bytes(b"P5\n8 8\n4095\n" + twelve.astype(">u2").tobytes())
+    (tmp_path / "b.tif").write_bytes(packed_tiff(twelve))
+    Image.fromarray(twelve).save(tmp_path / "c.tif", tiffinfo={281: 4095})
+    for name in ("a.pgm", "b.tif", "c.tif"):
+        np.testing.assert_allclose(images.decode(tmp_path / name).astype(int), expected, atol=1)
+    (tmp_path / "dark.pgm").write_bytes(b"P5\n8 8\n65535\n" + twelve.astype(">u2").tobytes())
+    assert images.decode(tmp_path / "dark.pgm").max() == 16  # so it was meant
+
+
+@pytest.mark.parametrize("white", [1, 255, 4095])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_gray_of_few_values_in_sixteen_bits_is_refused(tmp_path, suffix, white):
+    path = tmp_path / f"deep{suffix}"
+    Image.fromarray((noise(5, 7) / 255 * white).round().astype(np.uint16)).save(path)
+    with pytest.raises(images.ImageError, match=r"deep\..*largest value is.*save it with 8 bits"):
+        images.decode(path)
+    Image.fromarray(np.zeros((5, 7), np.uint16)).save(path)
+    assert not images.decode(path).any()  # an empty mask
+
+
+def test_gray_of_fractions_or_beyond_sixteen_bits_is_refused(tmp_path):
+    for name, pixels in (("f.tif", np.float32(0.5)), ("i.tif", np.int32(70000))):
+        Image.fromarray(np.full((5, 7), pixels)).save(tmp_path / name)
+        with pytest.raises(images.ImageError, match=rf"{name}: pixels of type .*0\.\.65535"):
+            images.decode(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -115,3 +167,15 @@ def test_both_stores_give_the_same_images(tmp_path):
     indices = np.array([4, 0, 0])
     np.testing.assert_array_equal(stored[indices], read[indices])
     assert not isinstance(stored[indices], np.memmap)
+
+
+def test_the_stored_images_are_pickled_by_their_path(tmp_path, monkeypatch):
+    """A memory map is pickled as a copy of the whole array, one for each worker process."""
+    np.save(tmp_path / "x.npy", noise(50, 16, 16, 3))
+    monkeypatch.chdir(tmp_path)
+    stored = images.ArrayImages(type(tmp_path)("x.npy"))
+    pickled = pickle.dumps(stored)
+    assert len(pickled) < 1000
+    monkeypatch.chdir(tmp_path.parent)
+    rows = np.array([49, 0])
+    np.testing.assert_array_equal(pickle.loads(pickled)[rows], stored[rows])

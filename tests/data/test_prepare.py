@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lt_jax.config import DataConfig, SplitConfig
+from lt_jax.config import ConfigError, DataConfig, SplitConfig
 from lt_jax.data import images, manifest, prepare, sources
 from lt_jax.data.images import ImageError
 from lt_jax.data.manifest import ManifestError
@@ -59,6 +59,14 @@ def test_rows_of_manifest_and_images_are_the_same_pictures(root, out):
         assert held.classes[held.labels[row]] == name[0]
     assert sorted(os.listdir(out)) == ["images.npy", "manifest.json", "manifest.parquet"]
     assert prepare.load_masks(out) is None
+
+
+def test_two_channels_are_refused_before_anything_is_decoded(root, out):
+    """It once failed in a decoding thread, as no error of the user's."""
+    (root / "a" / "00.png").write_bytes(b"not an image")
+    with pytest.raises(ConfigError, match=r"config\.data\.channels: got 2; takes 1 .* or 3"):
+        prepare.prepare(config(root, channels=2), out)
+    assert not os.listdir(out)
 
 
 def test_two_runs_are_equal_to_the_byte_and_seeds_differ(root, out, tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.config import ProcessConfig
+from lt_jax.config import ConfigError, ProcessConfig
 from lt_jax.diffusion import process as process_lib
 from lt_jax.diffusion.process import CosineSchedule, LinearSchedule, VPProcess, stratified_times
 
@@ -184,9 +184,9 @@ def test_make_follows_the_config():
 
 
 def test_schedules_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="beta_min <= beta_max"):
+    with pytest.raises(ConfigError, match="beta_min <= beta_max"):
         LinearSchedule(2.0, 1.0)
-    with pytest.raises(ValueError, match="raise beta_max"):
+    with pytest.raises(ConfigError, match="raise beta_max"):
         LinearSchedule(0.1, 2.0)
     with pytest.raises(ValueError, match="log_snr_min"):
         CosineSchedule(3.0, -3.0)

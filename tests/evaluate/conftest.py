@@ -23,16 +23,19 @@ def make_arm(name, seeds, labels, val_labels, strength, uses_pool=False):
             {"step": step, "loss": 1 / (1 + step), "val_balanced_accuracy": step / 200}
             for step in (0, 50, 100)
         ]
-        runs.append(report.Run(seed, logits(labels), logits(val_labels), curves, 10.0, 1000, 1e9))
+        runs.append(
+            report.Run(seed, logits(labels), logits(val_labels), curves, 10.0, 1000, 1e9, 0.4)
+        )
     return report.Arm(
         name,
         "uniform" if uses_pool else "none",
-        "cross_entropy",
+        "balanced_softmax" if name == "balanced_softmax" else "cross_entropy",
         np.log(np.array([0.6, 0.2, 0.15, 0.05])),
         tuple(runs),
         shares=[[0.0, 0.1, 0.2, 0.5]] if uses_pool else None,
         doses=[0.0, 0.1, 0.2, 1.0] if uses_pool else None,
         uses_pool=uses_pool,
+        unmet=[0, 0, 0, 37] if uses_pool else None,
     )
 
 

@@ -9,6 +9,7 @@ import sklearn.metrics as sk
 from lt_jax.evaluate import metrics
 
 K = 5
+GROUPS = {"head": [0], "medium": [1, 2], "tail": [3, 4]}
 
 
 def draw(seed=0, n=200, m=3, coarse=False):
@@ -25,8 +26,7 @@ def draw(seed=0, n=200, m=3, coarse=False):
 def test_metrics_equal_scikit_learn(coarse):
     probabilities, labels = draw(coarse=coarse)
     probabilities = np.round(probabilities, 6)  # ties must be ties for both
-    groups = {"head": [0], "medium": [1, 2], "tail": [3, 4]}
-    got = metrics.evaluate(probabilities, labels, groups)
+    got = metrics.evaluate(probabilities, labels, GROUPS)
     for i, p in enumerate(probabilities):
         predicted = p.argmax(axis=1)
         recall = sk.recall_score(labels, predicted, average=None)
@@ -49,11 +49,13 @@ def test_metrics_equal_scikit_learn(coarse):
 
 def test_stacked_runs_equal_single_runs():
     probabilities, labels = draw()
-    names = ("accuracy", "balanced_accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece")
-    for function in (getattr(metrics, name) for name in names):
-        stacked = function(probabilities, labels)
-        single = [function(p, labels) for p in probabilities]
-        np.testing.assert_allclose(stacked, single, rtol=1e-12)
+    stacked = metrics.evaluate(probabilities, labels, GROUPS)
+    for i, p in enumerate(probabilities):
+        for name, value in metrics.evaluate(p, labels, GROUPS).items():
+            np.testing.assert_allclose(stacked[name][i], value, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            metrics.balanced_accuracy(p, labels), stacked["balanced_accuracy"][i], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize("bins", [4, 15])
@@ -78,7 +80,7 @@ def test_a_class_never_predicted_counts_as_zero():
     predicted = p.argmax(axis=1)
     assert metrics.recall_per_class(p, labels)[4] == 0.0
     expected = sk.f1_score(labels, predicted, average="macro", zero_division=0)
-    np.testing.assert_allclose(metrics.macro_f1(p, labels), expected)
+    np.testing.assert_allclose(metrics.evaluate(p, labels, GROUPS)["macro_f1"], expected)
 
 
 def test_a_class_without_labels_is_left_out_and_named():
@@ -92,15 +94,16 @@ def test_a_class_without_labels_is_left_out_and_named():
         metrics.balanced_accuracy(p, y), metrics.recall_per_class(p, y)[:, others].mean(axis=1)
     )
     aurocs = [sk.roc_auc_score(y == c, p[0, :, c]) for c in others]
-    np.testing.assert_allclose(metrics.auroc_macro(p, y)[0], np.mean(aurocs))
+    got = metrics.evaluate(p[0], y, {"head": [0, 1], "medium": [2, 4], "tail": [3]})
+    np.testing.assert_allclose(got["auroc_macro"], np.mean(aurocs))
     f1 = sk.f1_score(y, p[0].argmax(axis=1), labels=others, average="macro", zero_division=0)
-    np.testing.assert_allclose(metrics.macro_f1(p, y)[0], f1)
-    assert np.isnan(metrics.recall_over(p, y, [3])).all()
+    np.testing.assert_allclose(got["macro_f1"], f1)
+    assert np.isnan(got["recall_tail"])
 
 
 def test_one_class_alone_has_no_auroc():
     p = metrics.softmax(np.random.default_rng(0).normal(size=(6, K)))
-    assert np.isnan(metrics.auroc_macro(p, np.zeros(6, int)))
+    assert np.isnan(metrics.evaluate(p, np.zeros(6, int), GROUPS)["auroc_macro"])
 
 
 def test_nan_logits_name_arm_and_row():
@@ -115,9 +118,9 @@ def test_nan_logits_name_arm_and_row():
 def test_bad_labels_are_refused_with_their_row():
     p = np.full((3, K), 0.2)
     with pytest.raises(ValueError, match=r"row 1: got 5; takes 0 to 4"):
-        metrics.accuracy(p, np.array([0, 5, 1]))
+        metrics.balanced_accuracy(p, np.array([0, 5, 1]))
     with pytest.raises(ValueError, match="no labelled images"):
-        metrics.accuracy(p[:0], np.zeros(0, int))
+        metrics.balanced_accuracy(p[:0], np.zeros(0, int))
 
 
 def test_logit_adjustment_moves_a_calibrated_model_to_the_balanced_posterior():

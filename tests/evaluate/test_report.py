@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import EvaluateConfig
-from lt_jax.evaluate import metrics, report
+from lt_jax.evaluate import metrics, page, report, summary
 from tests.evaluate.conftest import CLASSES, make_inputs
 
 SECTIONS = (
@@ -17,6 +17,7 @@ SECTIONS = (
     "classes",
     "galleries",
     "selection",
+    "doses",
     "curves",
     "recall",
     "table",
@@ -101,6 +102,7 @@ def test_values_follow_the_seeds_in_ascending_order(written):
 def test_ledger_keeps_own_runs_apart_from_shared_stages(written):
     returned, _ = written
     plain, pooled = returned["arms"][0]["ledger"], returned["arms"][2]["ledger"]
+    np.testing.assert_allclose(plain.pop("data_wait"), 1.2)
     assert plain == {"seconds": 30.0, "images": 3000, "flops": 3e9, "relies_on": None}
     assert pooled["seconds"] == 30.0
     assert pooled["relies_on"] == {
@@ -113,34 +115,116 @@ def test_ledger_keeps_own_runs_apart_from_shared_stages(written):
 
 def test_html_is_self_contained_and_whole(written):
     _, out = written
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "http" not in page and "<script" not in page and "@import" not in page
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "http" not in html and "<script" not in html and "@import" not in html
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
     assert sources and all(s.startswith(("#", "data:image/png;base64,")) for s in sources)
     for section in SECTIONS:
-        assert f'id="{section}"' in page and f'href="#{section}"' in page
-    assert page.count("<img") == len(list((out / "figures").glob("*.png"))) == 8
-    assert "bkl &amp; &lt;b&gt;" in page and "<b>" not in page
-    assert "ISIC_0001.jpg: truncated" in page
-    assert "viewport" in page and "color-scheme: light dark" in page
+        assert f'id="{section}"' in html and f'href="#{section}"' in html
+    assert html.count("<img") == len(list((out / "figures").glob("*.png"))) == 8
+    assert "bkl &amp; &lt;b&gt;" in html and "<b>" not in html
+    assert "ISIC_0001.jpg: truncated" in html
+    assert "viewport" in html and "color-scheme: light dark" in html
 
 
 def test_the_summary_says_whether_an_arm_beats_the_baseline(written):
     returned, _ = written
-    assert "1 of 2 arms beat it significantly" in returned["summary"]
-    assert "balanced_softmax" in returned["summary"]
+    assert "1 of the 2 other arms beats it significantly" in returned["summary"]
+    assert "balanced softmax (balanced_softmax) reaches" in returned["summary"]
 
 
 def test_the_summary_says_plainly_that_no_arm_does(tmp_path, inputs):
     weak = tuple(arm for arm in inputs.arms if arm.name != "balanced_softmax")
     returned = report.write(dataclasses.replace(inputs, arms=weak), tmp_path)
-    assert "None of the 1 other arms beats it significantly" in returned["summary"]
+    assert "The only other arm does not beat it significantly" in returned["summary"]
 
 
 def test_the_terminal_table_comes_from_the_json(written):
     returned, _ = written
     table = report.text_table(json.loads(json.dumps(returned)))
     assert "balanced_softmax" in table and "(n=3)" in table and "±" in table
+    head, _, *rows = table.splitlines()
+    assert [row.split()[0] for row in rows[:3]] == ["ce", "balanced_softmax", "synthetic"]
+    assert "(baseline)" in rows[0] and "(baseline)" not in table.replace(rows[0], "")
+    assert head.endswith("Balanced acc. minus ce")
+    paired = returned["arms"][1]["paired"]["balanced_accuracy"]
+    low, high = paired["ci95"]
+    assert f"{paired['difference']:+.3f} [{low:.3f}, {high:.3f}]" in rows[1]
+    assert "Holm p" in rows[1] and "Holm" not in rows[0]
+
+
+def test_pool_arms_are_compared_with_the_real_arm_that_is_best_on_val(written):
+    returned, out = written
+    real = {a["name"]: a["val_balanced_accuracy"]["mean"] for a in returned["arms"][:2]}
+    assert max(real, key=real.get) == "balanced_softmax"
+    assert [("paired_real" in arm) for arm in returned["arms"]] == [False, False, True]
+    against = returned["arms"][2]["paired_real"]
+    assert against["baseline"] == "balanced_softmax"
+    means = [arm["metrics"]["balanced_accuracy"]["mean"] for arm in returned["arms"]]
+    np.testing.assert_allclose(against["balanced_accuracy"]["difference"], means[2] - means[1])
+    # The only pool arm: a Holm family of one.
+    assert against["balanced_accuracy"]["p_holm"] == against["balanced_accuracy"]["p"]
+    assert "The only pool arm does not beat balanced_softmax" in returned["summary"]
+    assert "Pool arms against balanced_softmax" in (out / "report.html").read_text()
+
+
+def test_the_real_arm_to_beat_is_not_chosen_by_test(inputs):
+    # "ce" is given the better arm's logits on val alone: it is then the one to beat.
+    ce, bs, pooled = inputs.arms
+    runs = tuple(
+        dataclasses.replace(
+            run, val_logits=5.0 * np.eye(4, dtype=np.float32)[inputs.dataset.val_labels]
+        )
+        for run in ce.runs
+    )
+    changed = dataclasses.replace(inputs, arms=(dataclasses.replace(ce, runs=runs), bs, pooled))
+    assert summary.rival(inputs) == ("balanced_softmax", ["synthetic"])
+    assert summary.rival(changed) == ("ce", ["synthetic"])
+    blind = tuple(dataclasses.replace(run, val_logits=None) for run in ce.runs)
+    without = dataclasses.replace(inputs, arms=(dataclasses.replace(ce, runs=blind), bs, pooled))
+    assert summary.rival(without)[0] is None
+    assert summary.rival(dataclasses.replace(inputs, arms=(ce, bs)))[0] is None
+
+
+def test_the_page_shows_doses_what_was_lacking_and_the_wait_for_data(written):
+    returned, out = written
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert returned["arms"][2]["unmet"] == [0, 0, 0, 37]
+    assert "1.00<small>share 0.50, 37 lacking</small>" in html
+    assert "0.20<small>share 0.20</small>" in html
+    assert html.count("lacking</small>") == 1
+    assert html.count("<td>4.0%</td>") == 3
+
+
+def test_the_protocol_is_a_table_and_skipped_images_are_told_once(tmp_path, inputs):
+    protocol = {
+        "source": "toy",
+        "skipped": ["ISIC_0001.jpg: truncated"],
+        "split": {"test": 0.24, "seed": 0},
+        "near_duplicates": {"across_splits": [{"ids": ["a", "b"]}], "mode": None},
+        "dropped_by_profile": [0, 32],
+    }
+    dataset = dataclasses.replace(inputs.dataset, protocol=json.dumps(protocol))
+    report.write(dataclasses.replace(inputs, dataset=dataset), tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert html.count("ISIC_0001.jpg") == 1 and "{&#34;" not in html and "{'" not in html
+    for name, value in (
+        ("split: test", "0.24"),
+        ("near duplicates: across splits", "ids: a, b"),
+        ("near duplicates: mode", "none"),
+        ("dropped by profile", "0, 32"),
+    ):
+        assert f'<th>{name}</th><td class="long">{value}</td>' in html
+    assert page.protocol_rows("grouped by lesion") == []
+
+
+def test_classes_with_few_test_groups_are_named(tmp_path, inputs):
+    labels = np.where(inputs.dataset.test_labels == 3, 0, inputs.dataset.test_labels)
+    labels[:4] = 3  # the first four images are of two groups
+    dataset = dataclasses.replace(inputs.dataset, test_labels=labels)
+    returned = report.write(dataclasses.replace(inputs, dataset=dataset), tmp_path)
+    assert returned["test_groups_per_class"][3] == 2
+    assert "Few test groups: df (2)." in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_one_seed_without_pool_gallery_curves_or_val(tmp_path):
@@ -164,9 +248,9 @@ def test_one_seed_without_pool_gallery_curves_or_val(tmp_path):
     assert arm["recall_per_class"]["std"] == [None] * len(CLASSES)
     assert arm["ledger"]["flops"] is None and arm["val_balanced_accuracy"] is None
     assert returned["pool"]["generated"] == 0
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "n=1*" in page and "one seed" in page and "The pool is empty" in page
-    assert "No curves were recorded" in page and "No images were generated" in page
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "n=1*" in html and "one seed" in html and "The pool is empty" in html
+    assert "No curves were recorded" in html and "No images were generated" in html
     assert "(n=1*)" in report.text_table(returned)
 
 
@@ -220,6 +304,7 @@ def test_nan_logits_name_arm_seed_and_row_before_anything_is_written(tmp_path, i
         (lambda i: {"environment": {"python": "3"}}, "environment: missing jax"),
         (lambda i: {"arms": (i.arms[0], i.arms[0])}, "distinct"),
         (lambda i: {"arms": (dataclasses.replace(i.arms[0], runs=()),)}, "one run or more"),
+        (lambda i: {"arms": (dataclasses.replace(i.arms[0], unmet=[1]),)}, "unmet of 1 for 4"),
         (lambda i: {"dataset": dataclasses.replace(i.dataset, train_counts=(1,))}, "train_counts"),
         (lambda i: {"dataset": dataclasses.replace(i.dataset, test_groups=["a"])}, "test_groups"),
         (

@@ -26,7 +26,9 @@ def sums_at(p, truth, weights):
 
 def test_replicates_equal_scikit_learn_with_sample_weight():
     probabilities, truth = draw()
-    weights = resampling.group_weights(np.random.default_rng(1), truth.n_groups, 5)
+    classes = resampling.group_classes(truth)
+    weights = resampling.group_weights(np.random.default_rng(1), classes, 5)
+    assert (weights % 1 > 0).any()  # n / (n - 1): no whole numbers
     got = dict(zip(metrics.METRICS, sums_at(probabilities[0], truth, weights), strict=True))
     onehot, predicted = np.eye(K)[truth.labels], probabilities[0].argmax(axis=1)
     for r in range(5):
@@ -46,7 +48,7 @@ def test_replicates_equal_scikit_learn_with_sample_weight():
 
 def test_replicates_equal_metrics_of_the_repeated_images():
     probabilities, truth = draw(decimals=6)
-    weights = resampling.group_weights(np.random.default_rng(1), truth.n_groups, 3)
+    weights = np.random.default_rng(1).integers(4, size=(truth.n_groups, 3)).astype(np.float32)
     got = sums_at(probabilities[0], truth, weights)
     for r in range(3):
         times = weights[truth.groups, r].astype(int)
@@ -75,11 +77,62 @@ def test_cumulative_equals_cumsum_at_every_length():
         np.testing.assert_array_equal(ranking.cumulative(x), np.cumsum(x, axis=0))
 
 
-def test_group_weights_draw_as_many_groups_as_there_are():
-    weights = resampling.group_weights(np.random.default_rng(0), 50, 4000)
-    np.testing.assert_array_equal(weights.sum(axis=0), 50)
-    # Binomial(50, 1/50): mean 1, variance 0.98; four standard errors of 200,000 draws.
-    assert abs(weights.var() - 0.98) < 0.02
+def test_group_weights_keep_every_class_and_the_variance_of_its_mean():
+    classes = np.repeat([0, 1, 2, 3], [40, 3, 2, 1])
+    weights = resampling.group_weights(np.random.default_rng(0), classes, 4000)
+    for c, n in enumerate((40, 3, 2, 1)):
+        mine = weights[classes == c]
+        np.testing.assert_allclose(mine.sum(axis=0), n, rtol=1e-5)
+        # The variance of a weighted mean is then s^2 / n, s^2 with n - 1 in the denominator. Four
+        # standard errors of 4000 draws are under 0.09 for n > 2; for n = 2 a weight is 0 or 2.
+        np.testing.assert_allclose(mine.mean(axis=1), 1.0, atol=0.07)
+        assert abs(mine.var(axis=1).mean() - (n > 1)) < 0.09
+
+
+def test_a_group_stands_with_the_rarest_of_its_labels():
+    labels = np.array([0, 0, 1, 0, 1, 2, 0, 1, 1])
+    groups = np.array([0, 1, 1, 2, 2, 2, 3, 4, 4])
+    truth = resampling.Truth(labels, groups, {"head": [0], "medium": [1], "tail": [2]}, 3)
+    np.testing.assert_array_equal(resampling.groups_per_class(truth), [4, 3, 1])
+    np.testing.assert_array_equal(resampling.group_classes(truth), [0, 1, 2, 0, 1])
+
+
+@pytest.mark.parametrize("rare", [1, 2, 3])
+def test_resamples_of_a_class_with_few_groups_estimate_the_same_average(rare):
+    # A class that is always wrong: a resample without it would have a higher macro average.
+    labels = np.repeat([0, 1], [30, rare])
+    p = np.where((labels == 0)[:, None], [0.9, 0.1], [0.8, 0.2])
+    p[:6] = [0.3, 0.7]
+    class_groups = {"head": [0], "medium": [], "tail": [1]}
+    truth = resampling.Truth(labels, np.arange(len(labels)), class_groups, 2)
+    draws = resampling.bootstrap([p], truth, 2000, 0)[0]
+    for name in ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail"):
+        assert not np.isnan(draws[metrics.METRICS.index(name)]).any(), name
+    balanced = draws[metrics.METRICS.index("balanced_accuracy")]
+    np.testing.assert_allclose(balanced.mean(), 0.4, atol=0.005)  # 0.4 = (24 / 30 + 0) / 2
+
+
+def test_intervals_cover_with_a_class_of_three_groups():
+    # Recall varies from group to group; 0.74 is three standard errors (120 simulations) below the
+    # 0.85 or so that an interval from three groups can hold. Drawn from all groups alike, a
+    # twentieth of the draws would average two classes and not three.
+    rng = np.random.default_rng(0)
+    mean, sizes, a_group = np.array([0.9, 0.7, 0.3]), [40, 15, 3], 4
+    classes = np.repeat(np.arange(3), sizes)
+    codes = np.repeat(np.arange(len(classes)), a_group)
+    labels = classes[codes]
+    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [1], "tail": [2]}, 3)
+    covered, drift = 0, []
+    for s in range(120):
+        rate = rng.beta(4 * mean[classes], 4 * (1 - mean[classes]))
+        hit = rng.uniform(size=len(labels)) < rate[codes]
+        p = np.eye(3)[np.where(hit, labels, (labels + 1) % 3)]
+        draws = resampling.bootstrap([p], truth, 128, seed=s)[0, 1]
+        low, high = np.quantile(draws, [0.025, 0.975])
+        covered += low <= mean.mean() <= high
+        drift.append(draws.mean() - metrics.balanced_accuracy(p, labels))
+    assert 0.74 <= covered / 120 <= 0.99
+    assert abs(np.mean(drift)) < 0.003
 
 
 def test_bootstrap_pairs_runs_and_depends_on_the_seed_alone():

@@ -115,6 +115,29 @@ def test_runs_are_paired_by_common_seed_else_in_order():
     assert result["some"].comparisons["ece"].n == 2
 
 
+def test_a_rivals_challengers_are_a_holm_family_of_their_own():
+    strengths = {"ce": 1.0, "bs": 2.0, "a": 2.2, "b": 2.4}
+    arms, truth = make(dict.fromkeys(strengths, (0, 1)), strengths)
+    result = statistics.analyse(
+        arms, truth, "ce", rival="bs", challengers=["a", "b"], resamples=100, permutations=200
+    )
+    assert not result["ce"].against_rival and not result["bs"].against_rival
+    against = [result[name].against_rival["balanced_accuracy"] for name in ("a", "b")]
+    np.testing.assert_allclose([c.p_holm for c in against], statistics.holm([c.p for c in against]))
+    alone = statistics.analyse(arms, truth, "bs", resamples=100, permutations=200)
+    for name, comparison in zip(("a", "b"), against, strict=True):
+        same = alone[name].comparisons["balanced_accuracy"]
+        assert (comparison.difference, comparison.ci95) == (same.difference, same.ci95)
+        assert comparison.p == same.p
+
+
+def test_better_asks_for_holms_p_and_the_interval():
+    assert Comparison(0.1, (0.05, 0.2), 0.01, 0.04, 3).better("accuracy")
+    assert not Comparison(0.1, (0.05, 0.2), 0.01, 0.06, 3).better("accuracy")
+    assert not Comparison(0.1, (-0.01, 0.2), 0.01, 0.04, 3).better("accuracy")
+    assert not Comparison(0.1, None, 0.01, 0.04, 3).better("accuracy")
+
+
 def test_a_lower_ece_is_better():
     lower = Comparison(-0.1, (-0.2, -0.05), 0.01, 0.01, 3)
     assert lower.better("ece") and not lower.better("accuracy")

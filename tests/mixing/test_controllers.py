@@ -8,6 +8,7 @@ from lt_jax.mixing import controllers
 from lt_jax.mixing.controllers import (
     FillToHead,
     Mixture,
+    MixtureError,
     NoSynthesis,
     SourceReplay,
     Supply,
@@ -112,7 +113,7 @@ def test_replay_rows_repeat_each_class_s_images_evenly():
     np.testing.assert_array_equal(replay_rows(labels, np.asarray([6, 10, 3]), 5)[6:], rows)
     orders = {tuple(replay_rows(labels, wanted, seed)[:4]) for seed in range(8)}
     assert len(orders) > 1
-    with pytest.raises(ValueError, match=r"class 3 .* no train image"):
+    with pytest.raises(MixtureError, match=r"class 3 .* no train image"):
         replay_rows(labels, np.asarray([0, 0, 0, 1]), 5)
 
 
@@ -141,17 +142,17 @@ def test_make_follows_the_config(config, expected):
 
 def test_what_cannot_be_mixed_is_refused_before_training():
     empty = np.zeros(4, int)
-    with pytest.raises(ValueError, match=r"2752 synthetic images are asked for, .* pool has no"):
+    with pytest.raises(MixtureError, match=r"2752 synthetic images are asked for, .* pool has no"):
         controllers.make(ArmConfig(controller="fill_to_head"), np.asarray(COUNTS), empty, 0)
-    with pytest.raises(ValueError, match="the pool has no"):
+    with pytest.raises(MixtureError, match="the pool has no"):
         config = ArmConfig(controller="source_replay", dose=1.0)
         controllers.make(config, np.asarray(COUNTS), empty, 0)
     controllers.make(ArmConfig(), np.asarray(COUNTS), empty, 0)
-    with pytest.raises(ValueError, match="no train image of class 1"):
+    with pytest.raises(MixtureError, match="no train image of class 1"):
         Supply((5, 0), (5, 5))
-    with pytest.raises(ValueError, match="2 classes of train images, but 3"):
+    with pytest.raises(MixtureError, match="2 classes of train images, but 3"):
         Supply((5, 5), (5, 5, 5))
-    with pytest.raises(ValueError, match="sampler='even'"):
+    with pytest.raises(MixtureError, match="sampler='even'"):
         Supply((5, 5), (5, 5), "even")
 
 
@@ -168,5 +169,5 @@ def test_what_cannot_be_mixed_is_refused_before_training():
 )
 def test_a_mixture_that_no_loader_can_draw_is_refused(weight, share, message):
     """Whatever policy it comes from."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MixtureError, match=message):
         Mixture(np.asarray(weight), np.asarray(share), np.asarray([9, 0]), np.zeros(2, int))

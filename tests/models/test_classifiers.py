@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.config import ClassifierConfig, ResNetConfig, ViTConfig
+from lt_jax.config import ClassifierConfig, ConfigError, ResNetConfig, ViTConfig
 from lt_jax.models import classifier, module
 from lt_jax.models.vit import DropPath, ViT, sincos_positions
 from tests.models.arrays import jit, random_params, run
@@ -154,16 +154,16 @@ def test_sincos_positions_are_distinct_and_factor_into_axes():
 )
 def test_sizes_that_do_not_fit_are_refused(change, size, message):
     net = ViT(dataclasses.replace(SMALL, **change), 5)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         module.abstract(net, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32), train=False)
 
 
 def test_make_chooses_and_refuses():
     assert classifier.make(CONFIG, 5).config is CONFIG.vit
     assert classifier.make(CONFIG, 5, "resnet").config is CONFIG.resnet
-    with pytest.raises(ValueError, match="no classifier 'mlp'; takes default, vit or resnet"):
+    with pytest.raises(ConfigError, match="no classifier 'mlp'; takes default, vit or resnet"):
         classifier.make(CONFIG, 5, "mlp")
     uneven = ResNetConfig(channels=(8, 16), blocks=(1,))
     net = classifier.make(dataclasses.replace(CONFIG, resnet=uneven), 5, "resnet")
-    with pytest.raises(ValueError, match="channels names 2 stages and blocks 1"):
+    with pytest.raises(ConfigError, match="channels names 2 stages and blocks 1"):
         module.abstract(net, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), train=False)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.config import UNetConfig
+from lt_jax.config import ConfigError, UNetConfig
 from lt_jax.models import blocks, module
 from lt_jax.models.conditioning import Conditions, null_like
 from lt_jax.models.unet import Backbone, UNet
@@ -121,13 +121,13 @@ def test_backbone_gives_every_level_of_the_decoder(getkey):
 @pytest.mark.parametrize(("size", "patch_size"), [(9, 1), (10, 2), (6, 2), (28, 4)])
 def test_wrong_size_is_refused_with_the_multiple_it_takes(getkey, size, patch_size):
     net = UNet(dataclasses.replace(TINY, patch_size=patch_size), 4, 3)
-    with pytest.raises(ValueError, match=rf"multiples of {2 * patch_size}, got {size}x{size}"):
+    with pytest.raises(ConfigError, match=rf"multiples of {2 * patch_size}, got {size}x{size}"):
         module.abstract(net, *inputs(getkey(), size=size), train=False)
 
 
 def test_heads_that_do_not_divide_the_channels_are_refused(getkey):
     net = UNet(dataclasses.replace(TINY, channels=(8, 20), head_channels=6), 4, 3)
-    with pytest.raises(ValueError, match="makes 3 heads, which do not divide 20 channels"):
+    with pytest.raises(ConfigError, match="makes 3 heads, which do not divide 20 channels"):
         module.abstract(net, *inputs(getkey()), train=False)
 
 

@@ -137,7 +137,7 @@ def test_links_lead_right_where_the_workdir_is_reached_through_a_link(tmp_path):
 def test_a_folder_in_the_place_of_a_link_is_not_touched(tmp_path):
     (tmp_path / SPEC.stage).mkdir(parents=True)
     (tmp_path / SPEC.stage / "mine").write_text("x")
-    with pytest.raises(FileExistsError, match=r"seed0 is a folder.*move it"):
+    with pytest.raises(artifacts.OccupiedError, match=r"seed0 is a folder.*move it"):
         Store(tmp_path).open(SPEC)
     assert (tmp_path / SPEC.stage / "mine").read_text() == "x"
     assert [p.name for p in (tmp_path / "classify/ce").iterdir()] == ["seed0"]

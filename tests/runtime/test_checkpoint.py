@@ -1,6 +1,8 @@
 """Checkpoints: what is restored is what was saved, or the step before it, or an error."""
 
+import errno
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from absl import logging
 
 from lt_jax.config import OptimizerConfig
+from lt_jax.errors import UserError
 from lt_jax.runtime import checkpoint, files, mesh, train_state
 from lt_jax.runtime.checkpoint import Checkpointer
 
@@ -76,11 +79,15 @@ def test_the_last_two_steps_are_kept(opened, tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["4", "6"]
 
 
+def largest(folder) -> pathlib.Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
 def flip_a_byte(folder) -> None:
-    largest = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    raw = bytearray(largest.read_bytes())
+    path = largest(folder)
+    raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
-    largest.write_bytes(raw)
+    path.write_bytes(raw)
 
 
 def rewrite_the_note(folder) -> None:
@@ -94,14 +101,21 @@ def cut_the_note(folder) -> None:
     path.write_text(path.read_text()[:20])
 
 
+def replace_the_note(folder) -> None:
+    (folder / "note" / "metadata").write_text("[1]")
+
+
 def lose_the_arrays(folder) -> None:
     for path in (folder / "state").rglob("*"):
         if path.is_file():
             path.unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, rewrite_the_note, cut_the_note, lose_the_arrays])
-def test_a_damaged_step_is_dropped_with_a_warning_for_the_one_before(
+@pytest.mark.parametrize(
+    "damage",
+    [flip_a_byte, rewrite_the_note, cut_the_note, replace_the_note, lose_the_arrays],
+)
+def test_a_damaged_step_is_put_aside_with_a_warning_for_the_one_before(
     opened, tmp_path, monkeypatch, damage
 ):
     first = opened()
@@ -115,8 +129,92 @@ def test_a_damaged_step_is_dropped_with_a_warning_for_the_one_before(
     assert (step, note) == (2, {"at": 2})
     assert_equal(restored, make_state(2))
     assert sum("c/4 is corrupt" in warning for warning in warnings) == 1
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "4.corrupt"]
     second.save(4, make_state(4), {"at": 44})  # made again
-    assert second.restore(make_state(0))[2] == {"at": 44}
+    third = opened()
+    assert third.restore(make_state(0))[2] == {"at": 44}
+    damage(tmp_path / "c" / "4")  # again, where one lies aside already
+    assert third.restore(make_state(0))[2] == {"at": 2}
+    third.save(6, make_state(6), {})
+    third.save(8, make_state(8), {})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["4.corrupt", "6", "8"]
+
+
+def an_io_error(monkeypatch, error: Exception) -> None:
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "restore", fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ValueError("UNKNOWN: Error reading: Stale file handle [os_error_code='116']"),
+    ],
+)
+def test_where_the_storage_fails_nothing_is_moved_or_deleted(opened, monkeypatch, tmp_path, error):
+    """Each failed read once deleted a step, and so all of them in turn."""
+    first = opened()
+    first.save(2, make_state(2), {"at": 2})
+    first.save(4, make_state(4), {"at": 4})
+    checkpoint.save_tree(tmp_path / "tree", make_state(1).params)
+    with monkeypatch.context() as patch:
+        an_io_error(patch, error)
+        with pytest.raises(checkpoint.UnreadableError, match=r"c/4 cannot be read .*run the same"):
+            opened().restore(make_state(0))
+        with pytest.raises(OSError, match=r"tree/0 cannot be read") as caught:
+            checkpoint.load_tree(tmp_path / "tree", make_state(0).params)
+    assert isinstance(caught.value, UserError)
+    assert opened().restore(make_state(0))[2] == {"at": 4}
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["2", "4"]
+    assert_equal(
+        checkpoint.load_tree(tmp_path / "tree", make_state(0).params), make_state(1).params
+    )
+
+
+@pytest.mark.parametrize("on_devices", [False, True])
+def test_an_array_that_ends_early_is_damage_and_one_that_cannot_be_opened_is_not(
+    opened, tmp_path, on_devices
+):
+    """The first once ended the run with orbax's bare Exception."""
+    tree = {"w": np.random.default_rng(0).normal(size=(64, 32)).astype(np.float32)}
+    if on_devices:
+        tree = jax.device_put(tree, mesh.replicated(mesh.make_mesh(2)))
+    opened().save(2, tree, {})
+    path = largest(tmp_path / "c" / "2")
+    whole = path.read_bytes()
+    path.unlink()
+    path.symlink_to(path.name)  # ELOOP, which the superuser meets as well
+    with pytest.raises(checkpoint.UnreadableError, match="symbolic links"):
+        opened().restore(tree)
+    assert [entry.name for entry in (tmp_path / "c").iterdir()] == ["2"]
+    path.unlink()
+    path.write_bytes(whole[:100])
+    assert opened().restore(tree) is None
+    assert [entry.name for entry in (tmp_path / "c").iterdir()] == ["2.corrupt"]
+
+
+def test_what_is_restored_may_be_donated(opened):
+    """Where it aliased the arrays that were read, an update in place would change those."""
+    opened().save(3, make_state(3), {})
+    restored = opened().restore(make_state(0, devices=2))[1]
+    doubled = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)(restored)
+    assert_equal(doubled, jax.tree.map(lambda x: x * 2, make_state(3)))
+    for shard in doubled.params["dense"]["kernel"].addressable_shards:
+        np.testing.assert_array_equal(shard.data, 2 * make_state(3).params["dense"]["kernel"])
+
+
+def test_a_state_without_an_average_comes_back_as_such(opened):
+    state = make_state(3).replace(ema=None)
+    opened().save(3, state, {})
+    restored = opened().restore(make_state(0).replace(ema=None))[1]
+    assert restored.ema is None
+    assert_equal(restored, state)
+    with pytest.raises(checkpoint.CheckpointError, match="other names"):
+        opened().restore(make_state(0))
 
 
 def test_where_every_step_is_damaged_nothing_is_found(opened, tmp_path):
@@ -128,7 +226,9 @@ def test_where_every_step_is_damaged_nothing_is_found(opened, tmp_path):
 def test_another_networks_checkpoint_is_an_error_and_stays(opened, tmp_path):
     """It once was taken for a damaged one, and deleted."""
     opened().save(2, make_state(2), {})
-    with pytest.raises(ValueError, match="c/2 holds arrays of other names, types or shapes"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="c/2 holds arrays of other names, types or shapes"
+    ):
         opened().restore(make_state(0, width=65))
     assert opened().restore(make_state(0)) is not None
 
@@ -187,5 +287,17 @@ def test_a_finished_tree_is_read_back_replaced_and_checked(tmp_path):
         target = jax.tree.map(jnp.zeros_like, make_state(0).params)
         assert_equal(checkpoint.load_tree(folder, target), make_state(seed).params)
     flip_a_byte(folder / "0")
-    with pytest.raises(ValueError, match="params: no intact checkpoint; delete"):
-        checkpoint.load_tree(folder, target)
+    before = contents(folder)
+    for _ in range(2):  # once it was deleted by the first, under whoever shares the folder
+        with pytest.raises(
+            checkpoint.CheckpointError, match=r"params: no intact checkpoint \(its digest.*delete"
+        ):
+            checkpoint.load_tree(folder, target)
+    assert contents(folder) == before
+    with pytest.raises(checkpoint.CheckpointError, match="none: no checkpoint; delete"):
+        checkpoint.load_tree(tmp_path / "none", target)
+    assert not (tmp_path / "none").exists()
+
+
+def contents(folder) -> dict:
+    return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}

@@ -9,7 +9,7 @@ from lt_jax.runtime import files
 
 @pytest.mark.parametrize("locator", ["../x.png", "a/../../x.png", "/etc/passwd", "", "a\0b"])
 def test_locators_outside_the_root_are_refused(tmp_path, locator):
-    with pytest.raises(ValueError, match="leads out of"):
+    with pytest.raises(files.LocatorError, match="leads out of"):
         files.inside(tmp_path, locator)
 
 

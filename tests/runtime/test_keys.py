@@ -22,14 +22,6 @@ def test_streams_of_different_names_differ_and_repeat():
     assert (bits(keys.stream(root, "init")) != bits(keys.stream(keys.root(4), "init"))).any()
 
 
-def test_a_new_stream_moves_no_other():
-    root = keys.root(0)
-    before = [bits(keys.stream(root, name)) for name in ("train", "init")]
-    keys.stream(root, "new")
-    after = [bits(keys.stream(root, name)) for name in ("train", "init")]
-    np.testing.assert_array_equal(before, after)
-
-
 def test_streams_mean_the_same_in_every_process_and_version():
     """crc32 and not `hash`, which differs in every process."""
     np.testing.assert_array_equal(

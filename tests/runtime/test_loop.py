@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import OptimizerConfig, RuntimeConfig
-from lt_jax.runtime import faults, ledger, loop, mesh, metrics, train_state
+from lt_jax.runtime import faults, files, ledger, loop, mesh, metrics, train_state
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=3)
 STEPS, FEATURES, BATCH = 23, 5, 16
@@ -271,16 +271,73 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_is_never_saved(tmp_p
 
 
 def test_waiting_for_data_is_measured(tmp_path):
+    """As a part of the steps since the last line: compiling the step, restoring and validating
+    once counted as time in which the loader was quick.
+    """
     stream = Rows()
-    stream.before = lambda n: time.sleep(0.01)
-    _, costs = train(tmp_path, stream=stream)
-    assert STEPS * 0.01 <= costs.data_wait <= costs.seconds
-    (line,) = [
-        line
+    stream.before = lambda n: time.sleep(0.03 if n < 15 else 0.0)
+    inner, _ = make_step(2)
+    calls = []
+
+    def step(state, batch, key, context):
+        if not calls:
+            time.sleep(1.0)  # as if it were compiled
+        calls.append(1)
+        return inner(state, batch, key, context)
+
+    step.lower = inner.lower
+    _, costs = train(tmp_path, stream=stream, step=step)
+    assert 15 * 0.03 <= costs.data_wait <= costs.seconds
+    fractions = {
+        line["step"]: line["data_wait_fraction"]
         for line in metrics.read(tmp_path / "metrics.jsonl")
-        if line["step"] == STEPS and "loss" in line
-    ]
-    assert 0 < line["data_wait_fraction"] <= 1
+        if "data_wait_fraction" in line
+    }
+    assert sorted(fractions) == [5, 10, 15, 20, STEPS]
+    assert all(0 <= fraction <= 1 for fraction in fractions.values())
+    assert fractions[5] > 0.2  # of all seconds so far it is 0.13 at most
+    assert fractions[STEPS] < fractions[10]
+
+
+def test_a_full_disk_ends_the_training_with_that_error_and_everything_closed(tmp_path):
+    """Closing the metrics once failed again, in place of the first error and of what came after."""
+    stream = Rows()
+
+    def fill(n: int) -> None:
+        if n == 3:
+            writer = loops[0].metrics
+            writer._file.close()
+            writer._file = open("/dev/full", "w")  # noqa: SIM115
+            writer._files.enter_context(writer._file)
+
+    stream.before = fill
+    loops, bars = [], []
+    opened = loop.Loop.__enter__
+
+    class Bar(loop.progress.Progress):
+        def __exit__(self, kind, error, trace):
+            bars.append(kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Loop, "__enter__", lambda self: loops.append(self) or opened(self))
+        patch.setattr(loop.progress, "Progress", Bar)
+        with pytest.raises(files.DiskFullError, match="writing metrics") as caught:
+            train(tmp_path, stream=stream)
+    assert any("while closing" in note for note in caught.value.__notes__)
+    assert stream.closed
+    assert bars == [files.DiskFullError]
+    assert loops[0].metrics._file.closed
+
+
+def test_an_error_of_closing_alone_is_raised(tmp_path):
+    stream = Rows()
+
+    def fail() -> None:
+        raise OSError("lost")
+
+    stream.close = fail
+    with pytest.raises(OSError, match="lost"):
+        train(tmp_path, stream=stream)
 
 
 def test_the_step_is_traced_once_for_training_and_counting_of_any_number_of_trainings(tmp_path):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from lt_jax.config import ConfigError
 from lt_jax.runtime import mesh
 
 
@@ -22,7 +23,9 @@ def test_a_batch_is_split_and_parameters_are_whole(devices):
 def test_a_batch_that_does_not_split_is_refused_with_the_field_and_a_remedy():
     device_mesh = mesh.make_mesh(8)
     mesh.check_batch(16, device_mesh, "config.x.batch_size")
-    with pytest.raises(ValueError, match=r"config\.x\.batch_size: got 20.*8 devices.*set it to 16"):
+    with pytest.raises(
+        ConfigError, match=r"config\.x\.batch_size: got 20.*8 devices.*set it to 16"
+    ):
         mesh.check_batch(20, device_mesh, "config.x.batch_size")
     with pytest.raises(ValueError, match="set it to 8"):
         mesh.check_batch(3, device_mesh, "config.x.batch_size")

@@ -115,6 +115,26 @@ def test_an_average_of_no_memory_is_the_parameters_and_a_constant_stays():
     np.testing.assert_allclose(same["w"], params["w"], rtol=1e-6)
 
 
+def test_without_an_average_none_is_kept_and_nothing_else_changes():
+    """A classifier's state once held its parameters twice, for an average of no memory."""
+    optimizer = train_state.make_optimizer(OptimizerConfig(warmup_steps=0), 10)
+    params = {"w": jnp.array([3.0, 4.0])}
+
+    def loss(params):
+        return (params["w"] ** 2).sum(), {}
+
+    step = jax.jit(lambda s: train_state.update(s, optimizer, loss)[0], donate_argnums=0)
+    lean = train_state.create(jax.tree.map(jnp.copy, params), optimizer, ema=False)
+    full = train_state.create(params, optimizer)
+    assert len(jax.tree.leaves(full)) == len(jax.tree.leaves(lean)) + 1
+    for _ in range(3):
+        lean, full = step(lean), step(full)
+    assert lean.ema is None
+    np.testing.assert_array_equal(lean.params["w"], full.params["w"])
+    with pytest.raises(ValueError, match=r"ema_decay=0\.9 for a state without EMA"):
+        train_state.update(lean, optimizer, loss, 0.9)
+
+
 def test_an_update_counts_averages_and_reports_the_unclipped_gradient():
     config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, schedule="constant", clip_norm=1.0)
     optimizer = train_state.make_optimizer(config, 10)

@@ -186,12 +186,12 @@ def test_score_is_jittable_and_row_by_row(tied):
 
 def test_what_cannot_be_fitted_is_refused():
     features, logits, labels = gaussian_classes(0, [10, 5], 4)
-    with pytest.raises(ValueError, match="no train image of class 2"):
+    with pytest.raises(ood.FitError, match="no train image of class 2"):
         Mahalanobis(3).fit(features, logits, labels)
-    with pytest.raises(ValueError, match=r"labels lie in \[0, 1\]; 1 classes"):
+    with pytest.raises(ood.FitError, match=r"labels lie in \[0, 1\]; 1 classes"):
         Mahalanobis(1).fit(features, logits, labels)
     features[12, 2] = np.nan
-    with pytest.raises(ValueError, match=r"1 train images are not finite \(first: row 12\)"):
+    with pytest.raises(ood.FitError, match=r"1 train images are not finite \(first: row 12\)"):
         Mahalanobis(2).fit(features, logits, labels)
 
 

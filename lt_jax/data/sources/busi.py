@@ -35,7 +35,11 @@ class BUSI(FileSource):
             raise SourceError(f"{self.root}: no class folder {missing[0]!r} there")
 
     def records(self) -> list[Record]:
-        """One record an image; boxes and groups from `lesion_boxes.json` where it is there."""
+        """One record an image; boxes and groups from `lesion_boxes.json` where it is there.
+
+        Raises:
+          SourceError: that file cannot be used, or leaves out images of the folder.
+        """
         masks: dict[str, list[str]] = {}
         found = []
         for label in self.classes:
@@ -46,6 +50,11 @@ class BUSI(FileSource):
                 else:
                     found.append(f"{label}/{path.stem}")
         notes = self._notes() if self._table.is_file() else {name: {} for name in found}
+        if unlisted := [name for name in found if name not in notes]:
+            raise SourceError(
+                f"{self._table}: no entry for {len(unlisted)} of {len(found)} images, the first is "
+                f"'{unlisted[0]}.png'; list them there or take them out of {self.root}"
+            )
         return [
             Record(
                 id=name,

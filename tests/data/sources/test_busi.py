@@ -39,10 +39,16 @@ def test_the_box_file_gives_boxes_labels_devices_and_groups(root):
         {"image": "benign/benign (2).png", "label": "malignant", "device": "GE",
          "boxes_xyxy": [[0.1, 0.2, 0.5, 0.9]], "duplicate_group": "g7"},
     ]  # fmt: skip
+    others = [
+        {"image": f"{name.split()[0]}/{name}.png", "label": name.split()[0], "boxes_xyxy": [],
+         "duplicate_group": ""}
+        for name in ("benign (10)", "malignant (1)", "normal (1)")
+    ]  # fmt: skip
     table = root / "lesion_boxes.json"
-    table.write_text(json.dumps(notes))
+    table.write_text(json.dumps(notes + others))
     source = sources.load(DataConfig(source="busi", root=str(root)))
-    (record,) = source.records()
+    record, *rest = source.records()
+    assert [other.group for other in rest] == [other.id for other in rest]
     assert record.boxes == ((0.1, 0.2, 0.5, 0.9),) and record.device == "GE"
     assert source.classes[record.label] == "malignant" and record.group == "g7"
     assert len(record.masks) == 2 and source.decode(record.image).shape == (12, 16, 1)
@@ -61,6 +67,22 @@ def test_the_box_file_gives_boxes_labels_devices_and_groups(root):
             source.records()
     table.write_text("{")
     with pytest.raises(SourceError, match=r"lesion_boxes\.json: cannot be read as JSON"):
+        source.records()
+
+
+def test_images_that_the_box_file_leaves_out_are_named(root):
+    """They once vanished without a word."""
+    table = root / "lesion_boxes.json"
+    table.write_text(
+        json.dumps(
+            [{"image": "benign/benign (2).png", "label": "benign", "boxes_xyxy": [],
+              "duplicate_group": ""}]
+        )
+    )  # fmt: skip
+    source = sources.load(DataConfig(source="busi", root=str(root)))
+    with pytest.raises(
+        SourceError, match=r"no entry for 3 of 4 images, the first is 'benign/benign \(10\)\.png'"
+    ):
         source.records()
 
 

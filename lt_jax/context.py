@@ -1,0 +1,50 @@
+"""What the stages of one run share: config, artifacts, data, mesh."""
+
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+from jax.sharding import Mesh
+
+from lt_jax.config import Config
+from lt_jax.data import prepare
+from lt_jax.data.images import Images
+from lt_jax.data.manifest import SplitManifest
+from lt_jax.runtime.artifacts import Spec, Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """One run, as its stages see it; `specs` by stage name, `command` for the report."""
+
+    config: Config
+    specs: dict[str, Spec]
+    store: Store
+    workdir: pathlib.Path
+    mesh: Mesh
+    command: str
+
+    def folder(self, stage: str) -> pathlib.Path:
+        """The artifact of a stage."""
+        return self.store.folder(self.specs[stage])
+
+    @functools.cached_property
+    def data(self) -> tuple[SplitManifest, Images]:
+        """The manifest, test labels masked, and its images."""
+        manifest, images = prepare.load(self.folder("prepare"), self.config.data)
+        return manifest.without_test_labels(), images
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        size = self.config.data.image_size
+        return size, size, self.config.data.channels
+
+    @functools.cached_property
+    def train_rows(self) -> list[np.ndarray]:
+        """Train rows [n_k] of each class."""
+        manifest, _ = self.data
+        rows = manifest.rows("train")
+        labels = manifest.labels[rows]
+        return [rows[labels == k] for k in range(len(manifest.classes))]

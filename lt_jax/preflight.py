@@ -1,0 +1,77 @@
+"""The networks of a run, built as shapes only: misfits are found before the first stage starts."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lt_jax.config import ArmConfig, ClassifierConfig, Config, ConfigError
+from lt_jax.diffusion import train as diffusion_train
+from lt_jax.models import classifier, module
+from lt_jax.runtime import mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of a run: module, example arguments, shapes of its parameters, images trained."""
+
+    module: Any
+    example: tuple[Any, ...]
+    params: Any
+    images: int
+
+
+def classifier_of(config: ClassifierConfig, arm: ArmConfig) -> ClassifierConfig:
+    """The network that an arm trains: the recipe's, or another kind where the arm says so."""
+    if arm.network == "default":
+        return config
+    return dataclasses.replace(config, kind=arm.network)
+
+
+def networks(config: Config, stages: Collection[str], classes: int) -> dict[str, Network]:
+    """The networks of the named stages, by name; `classify` has one a kind.
+
+    Raises:
+      ConfigError: a network does not fit the images, naming the part of the config.
+    """
+    size, channels = config.data.image_size, config.data.channels
+    image = (jax.ShapeDtypeStruct((1, size, size, channels), np.float32),)
+    found = {}
+    if "generator" in stages:
+        generator = config.generator
+        unet = diffusion_train.make_unet(generator, classes, channels)
+        example = diffusion_train.example(size, channels)
+        images = generator.steps * generator.batch_size
+        found["generator"] = _network("generator.model", unet, example, images)
+    if "extractor" in stages:
+        model = classifier.make(config.extractor.model, classes)
+        images = config.extractor.steps * config.extractor.batch_size
+        found["extractor"] = _network("extractor.model", model, image, images)
+    if "classify" in stages:
+        recipe = config.classify
+        for kind in sorted({arm.network for arm in recipe.arms.values()}):
+            arms = [arm for arm in recipe.arms.values() if arm.network == kind]
+            model = classifier.make(classifier_of(recipe.model, arms[0]), classes)
+            runs = len(arms) * len(recipe.seeds)
+            images = runs * recipe.steps * recipe.batch_size
+            found[f"classify {kind} x{runs}"] = _network("classify.model", model, image, images)
+    return found
+
+
+def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:
+    """Refuses batch sizes of the named stages that the devices cannot share evenly."""
+    for name in ("generator", "extractor", "synthesize", "classify"):
+        if name in stages:
+            size = getattr(config, name).batch_size
+            mesh.check_batch(size, device_mesh, f"config.{name}.batch_size")
+
+
+def _network(where: str, network: Any, example: tuple[Any, ...], images: int) -> Network:
+    try:
+        params = module.abstract(network, *example, train=False)
+    except ValueError as error:
+        raise ConfigError(f"config.{where}: {error}") from error
+    return Network(network, example, params, images)

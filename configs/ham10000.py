@@ -4,6 +4,11 @@ r"""HAM10000 dermoscopy at 32 px: seven classes, natural long tail, the whole pi
 
 DIR holds the official layout: `HAM10000_metadata.csv` and the image folder, and the lesion masks
 where they are wanted. Splits keep all images of a lesion on one side.
+
+Takes about 80 minutes on two shared cores; gives (3 seeds, 7,955 of the 10,015 images) a balanced
+accuracy of 0.328 +- 0.011 with cross-entropy, 0.545 +- 0.034 with balanced softmax, 0.444 +- 0.023
+with synthetic images up to 500 a class, 0.439 +- 0.020 with repeated real ones in their place, and
+0.564 +- 0.011 with synthetic images and balanced softmax: see experiments/ham10000/README.md.
 """
 
 from typing import Any

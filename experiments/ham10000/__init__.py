@@ -1,0 +1,1 @@
+"""HAM10000 on two cores: results, and the sample grid."""

@@ -50,9 +50,10 @@ QUOTA = {
     "classify": 5,
     "report": 2,
 }
-# Of a stage's time unbroken: where in it a kill falls at the latest. A process that goes on with a
-# stage starts more slowly than one that comes to it warm; a report that escapes ends the run.
-SPAN = {"synthesize": 1.5, "classify": 2.0, "report": 0.5}
+# A kill in a training or in a generation waits for so many new checkpoints or parts at most, and then
+# for part of the time that one takes: it follows the work, whatever the machine's pace.
+AHEAD = {"generator": 3, "extractor": 4, "synthesize": 25, "classify": 6}
+CHECKPOINT_EVERY = 15
 TIMINGS = {"seconds", "data_wait", "data_wait_fraction"}
 
 
@@ -145,8 +146,11 @@ def kill_once(run, quota, typical, rng):
     wait_for(reached, process)
     stage = run.unfinished()
     name = stage.split("/")[0]
-    longest = max(s for other, s in typical.items() if other.split("/")[0] == name)
-    time.sleep(rng.uniform(0.0, SPAN.get(name, 0.9)) * longest)
+    ahead = rng.randint(0, AHEAD.get(name, 0))
+    target = run.progress(stage) + ahead * (1 if name == "synthesize" else CHECKPOINT_EVERY)
+    # A stage that ends meanwhile has escaped: the kill falls into the one behind it.
+    wait_for(lambda: run.unfinished() != stage or run.progress(stage) >= target, process)
+    time.sleep(rng.uniform(0.0, 0.5 * typical[stage] / (1 + AHEAD.get(name, 0))))
     process.send_signal(signal.SIGKILL)
     return run.unfinished() if process.wait() == -signal.SIGKILL else None
 

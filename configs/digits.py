@@ -58,22 +58,15 @@ def get_config() -> ConfigDict:
             batch_size=128,
             min_dose=1.0,
         )
-        config.classify.arms = arms()
+        config.classify.arms = config_lib.arms(
+            ce={},
+            resample={"sampler": "balanced"},
+            balanced_softmax={"loss": "balanced_softmax"},
+            synthetic_uniform_50={"controller": "uniform", "dose": 0.5},
+            synthetic_uniform_100={"controller": "uniform", "dose": 1.0},
+            synthetic_fill_to_head={"controller": "fill_to_head"},
+            source_replay={"controller": "source_replay"},
+        )
         config.evaluate.update(head_above=50, tail_below=20)
         config.runtime.update(log_every=50, checkpoint_every=100)
     return config
-
-
-def arms() -> dict[str, dict[str, object]]:
-    """Arms by name; fields left out keep the defaults of `ArmConfig`."""
-    default = config_lib.to_dict(config_lib.ArmConfig())
-    fields = {
-        "ce": {},
-        "resample": {"sampler": "balanced"},
-        "balanced_softmax": {"loss": "balanced_softmax"},
-        "synthetic_uniform_50": {"controller": "uniform", "dose": 0.5},
-        "synthetic_uniform_100": {"controller": "uniform", "dose": 1.0},
-        "synthetic_fill_to_head": {"controller": "fill_to_head"},
-        "source_replay": {"controller": "source_replay"},
-    }
-    return {name: {**default, **values} for name, values in fields.items()}

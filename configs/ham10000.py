@@ -72,25 +72,18 @@ def get_config() -> ConfigDict:
             min_dose=0.5,
             max_attempts=2.0,
         )
-        config.classify.arms = arms()
+        config.classify.arms = config_lib.arms(
+            ce={},
+            resample={"sampler": "balanced"},
+            balanced_softmax={"loss": "balanced_softmax"},
+            synthetic_uniform_50={"controller": "uniform", "dose": 0.5},
+            synthetic_fill_to_500={"controller": "fill_to_head", "fill_to": 500},
+            synthetic_fill_to_500_balanced_softmax={
+                "controller": "fill_to_head",
+                "fill_to": 500,
+                "loss": "balanced_softmax",
+            },
+            source_replay_500={"controller": "source_replay", "fill_to": 500},
+        )
         config.evaluate.update(head_above=1000, tail_below=100)
     return config
-
-
-def arms() -> dict[str, dict[str, object]]:
-    """Arms by name; fields left out keep the defaults of `ArmConfig`."""
-    default = config_lib.to_dict(config_lib.ArmConfig())
-    fields = {
-        "ce": {},
-        "resample": {"sampler": "balanced"},
-        "balanced_softmax": {"loss": "balanced_softmax"},
-        "synthetic_uniform_50": {"controller": "uniform", "dose": 0.5},
-        "synthetic_fill_to_500": {"controller": "fill_to_head", "fill_to": 500},
-        "synthetic_fill_to_500_balanced_softmax": {
-            "controller": "fill_to_head",
-            "fill_to": 500,
-            "loss": "balanced_softmax",
-        },
-        "source_replay_500": {"controller": "source_replay", "fill_to": 500},
-    }
-    return {name: {**default, **values} for name, values in fields.items()}

@@ -7,6 +7,7 @@ step can be cached by the config that it was built from.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
@@ -38,7 +39,8 @@ class DataConfig:
     image_size: int = bounded(32, 4, 1024)
     channels: int = bounded(3, 1, 3)
     split: SplitConfig = SplitConfig()
-    profile: str = choice("natural", "exponential", "pareto")
+    profile: str = choice("natural", "exponential", "pareto", "few_shot")
+    shots: int = bounded(10, 1)  # `few_shot`: train images that each class keeps
     imbalance_factor: float = bounded(1.0, 1.0, 1e6)  # largest over smallest train count
     pareto_shape: float = bounded(6.0, 0.1, 100.0)
     near_duplicates: str = choice("move", "report", "off")
@@ -82,7 +84,13 @@ class UNetConfig:
     channels: tuple[int, ...] = bounded((32, 64), 1, 4096)
     blocks: int = bounded(2, 1, 16)
     attention_resolutions: tuple[int, ...] = (8,)
+    attention: str = choice("everywhere", "encoder")  # encoder: going down and once in the middle
+    attention_chunk: int = bounded(1024, 1)  # queries at once where no fused kernel is at hand
     head_channels: int = bounded(64, 1, 1024)
+    groups: int = bounded(0, 0, 1024)  # of GroupNorm; 0: at most 32, of at least 4 channels
+    resample: str = choice("block", "convolution")  # convolution: 5x5 with stride 2 (BUSGen)
+    modulation: str = choice("scale_shift", "shift")  # how a block reads the embedding
+    class_embedding: str = choice("sum", "concatenate")  # of class and device (BUSGen: the latter)
     embedding: int = bounded(128, 2, 8192)
     dropout: float = bounded(0.0, 0.0, 0.9)
     patch_size: int = bounded(1, 1, 16)  # space-to-depth before the first convolution
@@ -101,18 +109,71 @@ class ProcessConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionsConfig:
+    """What the generator is told besides the class, and how often each is left out in training."""
+
+    boxes: str = choice("none", "channel", "channel_and_corners")  # corners: Fourier features
+    max_boxes: int = bounded(4, 1, 64)  # boxes of an image that are seen; the largest come first
+    device: str = ""  # a categorical column, embedded: "device" or an attribute's name
+    attributes: tuple[str, ...] = ()  # numeric columns, standardised by the train split
+    mask: bool = False
+    sketch: bool = False
+    inpaint: bool = False  # masked image and mask as input
+    augmentation: bool = False  # the geometry of the augmentation as a condition (non-leaking)
+    label_dropout: float = bounded(0.0, 0.0, 1.0)
+    boxes_dropout: float = bounded(0.1, 0.0, 1.0)
+    device_dropout: float = bounded(0.1, 0.0, 1.0)
+    attributes_dropout: float = bounded(0.1, 0.0, 1.0)
+    mask_dropout: float = bounded(0.5, 0.0, 1.0)
+    sketch_dropout: float = bounded(0.7, 0.0, 1.0)
+    inpaint_dropout: float = bounded(0.1, 0.0, 1.0)
+    noise: float = bounded(0.0, 0.0, 1.0)  # conditioning augmentation: sd of jitter, see there
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SketchConfig:
+    """The sketch-grounded perception branch; weight 0 leaves it out."""
+
+    weight: float = bounded(0.0, 0.0, 100.0)  # of the branch's loss
+    source: str = choice("edges", "mask")  # mask: its contour where an image has one
+    scale: float = bounded(1.0, 0.1, 64.0)  # of the edges: sigma of the smoothing, in pixels
+    log_snr_centre: float = bounded(0.0, -20.0, 20.0)  # noise level from which on sketches count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """Where a generator starts from, and what of it is trained."""
+
+    base: str = ""  # folder of a trained generator's artifact; empty: from scratch
+    method: str = choice("lora", "full", "none")
+    rank: int = bounded(8, 1, 4096)
+    alpha: float = bounded(8.0, 0.0, 1e6)  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] = ("*/kernel",)  # path patterns of the adapted kernels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneratorConfig:
     """Training of the diffusion model."""
 
     model: UNetConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
+    sketch: SketchConfig = SketchConfig()
+    adapt: AdaptConfig = AdaptConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
-    sampler: str = choice("square_root", "instance", "balanced")
+    sampler: str = choice("square_root", "instance", "balanced", "tempered")
+    temperature: float = bounded(1.0, 1.0, 1000.0)  # `tempered`: weight of a class ~ n^(1 / T)
+    cbdm_weight: float = bounded(0.0, 0.0, 10.0)  # tau of CBDM's regulariser
+    cbdm_commitment: float = bounded(0.25, 0.0, 10.0)  # gamma, of its second term
+    cbdm_power: float = bounded(1.0, 0.0, 1.0)  # other labels are drawn as n^power; 0: alike
     steps: int = bounded(400, 1)
     batch_size: int = bounded(128, 1)
+    ema: str = choice("exponential", "power")
     ema_decay: float = bounded(0.999, 0.0, 1.0)
-    condition_dropout: float = bounded(0.1, 0.0, 1.0)
+    ema_lengths: tuple[float, ...] = bounded((0.05, 0.1), 0.001, 0.28)  # `power`: sigma_rel
+    ema_snapshots: int = bounded(8, 1, 1000)  # `power`: kept for the choice after training
+    condition_dropout: float = bounded(0.1, 0.0, 1.0)  # of all conditions of an example together
     seed: int = bounded(0, 0)
 
 
@@ -185,10 +246,44 @@ class SelectionConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidanceConfig:
+    """How predictions under conditions are combined; the joint scale is `guidance_scale`."""
+
+    mode: str = choice("joint", "composed")
+    label: float = bounded(1.5, 0.0, 100.0)  # `composed`: a scale for each condition
+    boxes: float = bounded(1.0, 0.0, 100.0)
+    device: float = bounded(1.0, 0.0, 100.0)
+    attributes: float = bounded(1.0, 0.0, 100.0)
+    mask: float = bounded(1.0, 0.0, 100.0)
+    sketch: float = bounded(1.0, 0.0, 100.0)
+    log_snr_low: float = bounded(-100.0, -100.0, 100.0)  # guided in this interval only
+    log_snr_high: float = bounded(100.0, -100.0, 100.0)
+    rescale: float = bounded(0.0, 0.0, 1.0)  # phi of Lin et al. 2024; 0: off
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig:
     """How many images of each class are generated, and how."""
 
-    sampler: str = choice("dpmpp_2m", "ddim")
+    method: str = choice("generate", "inpaint", "repaint", "translate")
+    given: tuple[str, ...] = ("label", "boxes", "device", "attributes")  # conditions, if trained
+    boxes: str = choice("prior", "train")  # whence boxes come: the class's density, or its images
+    source: str = choice("head", "all", "class")  # whose images are inpainted or translated
+    source_classes: tuple[str, ...] = ()  # instead of `source`: classes by name ("normal")
+    shapes: str = choice("class", "all", "source")  # whose lesion masks are inpainted
+    strength: float = bounded(0.6, 0.01, 1.0)  # `translate`: time that the source is noised to
+    strengths: tuple[float, ...] = bounded((), 0.01, 1.0)  # one a class; empty: `strength` for all
+    soft_labels: bool = False  # `translate`: the label keeps the source's part
+    repaint_jump: int = bounded(2, 1, 1000)  # `repaint`: steps of a jump back (250 steps: 10)
+    repaint_resamples: int = bounded(5, 1, 100)  # `repaint`: passes over each jump
+    seam: int = bounded(0, 0, 64)  # pixels outside a hole over which it is blended; 0: exact
+    sampler: str = choice("dpmpp_2m", "ddim", "ancestral", "dpmpp_2m_sde", "heun")
+    grid: str = choice("time", "log_snr", "karras")
+    eta: float = bounded(0.0, 0.0, 1.0)  # of `ddim`
+    threshold: str = choice("static", "dynamic", "none")  # of the denoised image, each step
+    percentile: float = bounded(0.995, 0.5, 1.0)  # of `dynamic`
+    ema_length: float = bounded(0.0, 0.0, 0.28)  # of a `power` EMA; 0: the first one trained
+    guidance: GuidanceConfig = GuidanceConfig()
     steps: int = bounded(20, 1, 2000)
     guidance_scale: float = bounded(1.5, 0.0, 100.0)
     batch_size: int = bounded(128, 1)
@@ -272,6 +367,12 @@ class Config:
     classify: ClassifyConfig = ClassifyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+
+def arms(**fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arms by name for `config.classify.arms`; fields left out keep the defaults of `ArmConfig`."""
+    default = to_dict(ArmConfig())
+    return {name: {**default, **values} for name, values in fields.items()}
 
 
 def defaults(cls: type = Config) -> ml_collections.ConfigDict:

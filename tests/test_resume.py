@@ -50,8 +50,8 @@ QUOTA = {
     "classify": 5,
     "report": 2,
 }
-# A kill in a training or in a generation waits for so many new checkpoints or parts at most, and then
-# for part of the time that one takes: it follows the work, whatever the machine's pace.
+# A kill in a training or in a generation waits for so many new checkpoints or parts at most, and
+# then for part of the time that one takes: it follows the work, whatever the machine's pace.
 AHEAD = {"generator": 3, "extractor": 4, "synthesize": 25, "classify": 6}
 CHECKPOINT_EVERY = 15
 TIMINGS = {"seconds", "data_wait", "data_wait_fraction"}

@@ -21,7 +21,11 @@ from lt_jax.config import ConfigError
 
 
 def profile_counts(
-    counts: Int[np.ndarray, "k"], profile: str, imbalance_factor: float, pareto_shape: float
+    counts: Int[np.ndarray, "k"],
+    profile: str,
+    imbalance_factor: float = 1.0,
+    pareto_shape: float = 6.0,
+    shots: int = 1,
 ) -> Int[np.ndarray, "k"]:
     """Train images that each class keeps.
 
@@ -30,15 +34,23 @@ def profile_counts(
 
     Args:
       counts: train images at hand a class.
-      profile: "natural" (all), "exponential" or "pareto".
+      profile: "natural" (all), "exponential", "pareto", or "few_shot" (`shots` of each class).
       imbalance_factor: IF >= 1, first class's count over the last's.
       pareto_shape: a > 0.
+      shots: images that each class keeps under "few_shot".
 
     Raises:
-      ConfigError: a class would keep nothing.
+      ConfigError: a class would keep nothing, or has fewer images than `shots`.
     """
     if profile == "natural":
         return counts.copy()
+    if profile == "few_shot":
+        if (counts < shots).any():
+            raise ConfigError(
+                f"config.data.shots: got {shots}; class {int(np.argmin(counts))} has "
+                f"{counts.min()} train images, takes at most that"
+            )
+        return np.full_like(counts, shots)
     position = np.linspace(0.0, 1.0, len(counts))
     if profile == "exponential":
         shares = imbalance_factor**-position

@@ -140,7 +140,9 @@ def _draw(
 
     train = np.flatnonzero(np.array(splits) == "train")
     counts = np.bincount(labels[train], minlength=len(classes))
-    target = longtail.profile_counts(counts, data.profile, data.imbalance_factor, data.pareto_shape)
+    target = longtail.profile_counts(
+        counts, data.profile, data.imbalance_factor, data.pareto_shape, data.shots
+    )
     kept = train[
         longtail.subsample(labels[train], tuple(joined[i] for i in train), target, data.split.seed)
     ]

@@ -1,22 +1,10 @@
 """The loader: batches of real and synthetic images, mixed by per-class ratios that may change.
 
-What batch i holds is a pure function of a small plan, never of how the loader came there. The plan
-is an append-only list of segments; each says from which batch on which class weights w_k and
-synthetic shares s_k hold. One grain element is one global batch.
-
-Counts. The cells of a batch are (real, k) with probability w_k (1 - s_k) and (synthetic, k) with
-w_k s_k. Batch i takes the B points (j + u_i) / B, j = 0..B-1, of the unit interval, which the
-cells cut into lengths of their probabilities: systematic sampling, so that each cell gets floor or
-ceil of B times its probability, B in all, and a class too rare for every batch still comes up at
-its rate. The offsets u_i = frac((i + 1) * golden ratio) make realised counts follow the asked ones
-over the batches as well (a low-discrepancy sequence, which goes on across segments).
-
-Draws. The n-th draw of a cell takes entry n mod size of its images in the order of permutation
-n // size, a fresh one each epoch of the cell: no image comes twice before all came once.
+What batch i holds is a pure function of a small plan (`data.plan`), never of how the loader came
+there. One grain element is one global batch.
 """
 
 import dataclasses
-import functools
 import multiprocessing
 import os
 import signal
@@ -29,168 +17,20 @@ import numpy as np
 from absl import flags
 
 from lt_jax.data.images import Images
-
-GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
-_BLOCK = 1024  # batches whose counts are summed once and kept
-
-
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """From batch `start` on: class weights and synthetic shares.
-
-    `drawn` holds the draws of each cell before `start`: [2 k], real cells first.
-    """
-
-    start: int
-    class_weight: tuple[float, ...]
-    share: tuple[float, ...]
-    drawn: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What every batch holds.
-
-    Attributes:
-      seed: of the permutations.
-      batch_size: images a global batch.
-      sizes: images in each cell [2 k]: real ones of each class, then synthetic ones.
-      segments: in order of their starts.
-    """
-
-    seed: int
-    batch_size: int
-    sizes: tuple[int, ...]
-    segments: tuple[Segment, ...] = ()
-
-    def extended(self, start: int, class_weight: np.ndarray, share: np.ndarray) -> "Plan":
-        """The plan with a segment from batch `start` on; the same plan if that mixture is in force
-        (so a resumed training may set its round's mixture again, wherever it goes on).
-
-        Raises:
-          ValueError: weights that do not sum to 1, shares outside [0, 1), a cell that is asked for
-            images and has none, a start before the last segment's, or another mixture at its start.
-        """
-        weight = np.asarray(class_weight, np.float64)
-        share = np.asarray(share, np.float64)
-        self._check(start, weight, share)
-        mixture = tuple(weight.tolist()), tuple(share.tolist())
-        drawn = np.zeros(len(self.sizes), np.int64)
-        if self.segments:
-            last = self.segments[-1]
-            if (last.class_weight, last.share) == mixture:
-                return self
-            if last.start == start:
-                raise ValueError(f"batch {start} has a mixture already; draw it first: {last}")
-            drawn = last.drawn + _counts_before(last, self.batch_size, start - last.start)
-        new = Segment(start, *mixture, drawn=tuple(drawn.tolist()))
-        return dataclasses.replace(self, segments=(*self.segments, new))
-
-    def _check(self, start: int, weight: np.ndarray, share: np.ndarray) -> None:
-        classes = len(self.sizes) // 2
-        if weight.shape != (classes,) or share.shape != (classes,):
-            raise ValueError(f"a mixture of {classes} classes takes {classes} weights and shares")
-        if not np.isclose(weight.sum(), 1.0) or (weight < 0).any():
-            raise ValueError(f"class weights must be >= 0 and sum to 1, got {weight.tolist()}")
-        if not ((share >= 0) & (share < 1)).all():  # thus NaN is refused too
-            raise ValueError(f"shares must lie in [0, 1), got {share.tolist()}")
-        empty = (_cells(weight, share) > 0) & (np.asarray(self.sizes) == 0)
-        if empty.any():
-            cell = int(np.argmax(empty))
-            kind = "real" if cell < classes else "synthetic"
-            raise ValueError(
-                f"class {cell % classes} has no {kind} images, but its weight asks for some"
-            )
-        if self.segments and start < self.segments[-1].start:
-            raise ValueError(f"batch {start} lies before the last segment's start")
-
-    def draws(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The cell [b] of each image of `batch` and its position [b] in the cell's image list.
-
-        Raises:
-          ValueError: `batch` lies before the first segment.
-        """
-        segment = next((s for s in reversed(self.segments) if s.start <= batch), None)
-        if segment is None:
-            raise ValueError(f"batch {batch} lies before the first mixture of the plan")
-        i = batch - segment.start
-        counts = _batch_counts(segment, self.batch_size, np.array([i]))[0]
-        first = np.asarray(segment.drawn) + _counts_before(segment, self.batch_size, i)
-        cells = np.repeat(np.arange(len(counts)), counts)
-        positions = np.concatenate(
-            [
-                self._positions(cell, int(first[cell]), int(counts[cell]))
-                for cell in np.flatnonzero(counts).tolist()
-            ]
-        )
-        # Mixed within the batch, so that every device's part is like every other's.
-        order = np.random.default_rng((self.seed, 1, batch)).permutation(self.batch_size)
-        return cells[order], positions[order]
-
-    def _positions(self, cell: int, first: int, count: int) -> np.ndarray:
-        size = self.sizes[cell]
-        n = np.arange(first, first + count)
-        epochs = n // size
-        return np.concatenate(
-            [
-                _permutation(self.seed, cell, int(epoch), size)[n[epochs == epoch] % size]
-                for epoch in np.unique(epochs)
-            ]
-        )
-
-
-def _cells(weight: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return np.concatenate([weight * (1.0 - share), weight * share])
-
-
-def _batch_counts(segment: Segment, batch_size: int, batches: np.ndarray) -> np.ndarray:
-    """Counts [n, 2 k] of the cells in batches `batches` [n], numbered from the segment's start."""
-    edges = np.cumsum(_cells(np.asarray(segment.class_weight), np.asarray(segment.share)))
-    edges = edges / edges[-1] * batch_size
-    # Numbered from the plan's start: a sequence begun anew each segment would, with short
-    # segments, give the same cells every time.
-    offsets = np.mod((segment.start + batches + 1) * GOLDEN, 1.0)
-    # Points j + u below edge e: ceil(e - u), all B of them below the last edge. Cells behind that
-    # edge are empty, and stay so where e - u is rounded down to B - 1.
-    below = np.ceil(edges[None, :-1] - offsets[:, None]).astype(np.int64)
-    below = np.clip(np.where(edges[None, :-1] == batch_size, batch_size, below), 0, batch_size)
-    full = np.full((len(batches), 1), batch_size)
-    return np.diff(np.concatenate([np.zeros_like(full), below, full], axis=1), axis=1)
-
-
-@functools.lru_cache(maxsize=4096)
-def _block_counts(segment: Segment, batch_size: int, block: int) -> np.ndarray:
-    """Counts [2 k] in the first `block` blocks of a segment."""
-    if block == 0:
-        return np.zeros(2 * len(segment.share), np.int64)
-    batches = np.arange((block - 1) * _BLOCK, block * _BLOCK)
-    before = _block_counts(segment, batch_size, block - 1)
-    return before + _batch_counts(segment, batch_size, batches).sum(axis=0)
-
-
-def _counts_before(segment: Segment, batch_size: int, batch: int) -> np.ndarray:
-    """Counts [2 k] in batches 0..batch-1 of a segment."""
-    whole = batch // _BLOCK
-    for block in range(whole):  # bottom up: a deep recursion would overflow on long trainings
-        _block_counts(segment, batch_size, block)
-    rest = np.arange(whole * _BLOCK, batch)
-    return _block_counts(segment, batch_size, whole) + _batch_counts(segment, batch_size, rest).sum(
-        axis=0
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def _permutation(seed: int, cell: int, epoch: int, size: int) -> np.ndarray:
-    return np.random.default_rng((seed, 0, cell, epoch)).permutation(size)
+from lt_jax.data.plan import Plan, Segment
 
 
 class _Assemble:
-    """Batch index -> batch, for grain; holds the plan of the moment."""
+    """Batch index -> batch, for grain; holds the plan of the moment.
+
+    `columns` are pairs of stores, real and synthetic, by the name of what they hold; an entry of a
+    batch is read from either, image by image.
+    """
 
     def __init__(
-        self, plan: Plan, real: Images, synthetic: Images | None, rows: Sequence[np.ndarray]
+        self, plan: Plan, columns: Mapping[str, tuple[Any, Any]], rows: Sequence[np.ndarray]
     ):
-        self.plan, self._real, self._synthetic = plan, real, synthetic
+        self.plan, self._columns = plan, dict(columns)
         self._rows = np.concatenate(rows).astype(np.int64)
         self._offsets = np.cumsum([0, *(len(row) for row in rows)])
         self._classes = len(rows) // 2
@@ -198,30 +38,33 @@ class _Assemble:
     def __call__(self, batch: int) -> dict[str, np.ndarray]:
         cells, positions = self.plan.draws(int(batch))
         synthetic = cells >= self._classes
+        index = self.indices(cells, positions)
         return {
-            "image": self._images(self.indices(cells, positions), synthetic),
             "label": (cells % self._classes).astype(np.int32),
             "synthetic": synthetic,
+            **{name: _read(*pair, index, synthetic) for name, pair in self._columns.items()},
         }
 
     def indices(self, cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._rows[self._offsets[cells] + positions]
 
-    def _images(self, index: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
-        if self._synthetic is None or not synthetic.any():
-            return self._real[index]
-        generated = self._synthetic[index[synthetic]]
-        if synthetic.all():
-            return generated
-        real = self._real[index[~synthetic]]
-        if real.shape[1:] != generated.shape[1:]:  # else one channel would be spread over three
-            raise ValueError(
-                f"synthetic images are {generated.shape[1:]}, real ones {real.shape[1:]}; "
-                "use a pool of this run's image size and channels"
-            )
-        images = np.empty((len(index), *real.shape[1:]), np.uint8)
-        images[~synthetic], images[synthetic] = real, generated
-        return images
+
+def _read(real: Any, generated: Any, index: np.ndarray, synthetic: np.ndarray) -> np.ndarray:
+    """Entries `index` [b], each of its own store."""
+    if generated is None or not synthetic.any():
+        return real[index]
+    second = generated[index[synthetic]]
+    if synthetic.all():
+        return second
+    first = real[index[~synthetic]]
+    if first.shape[1:] != second.shape[1:]:  # else one channel would be spread over three
+        raise ValueError(
+            f"synthetic images are {second.shape[1:]}, real ones {first.shape[1:]}; "
+            "use a pool of this run's image size and channels"
+        )
+    both = np.empty((len(index), *first.shape[1:]), first.dtype)
+    both[~synthetic], both[synthetic] = first, second
+    return both
 
 
 def _follow_parent(worker: int, workers: int) -> None:
@@ -245,7 +88,8 @@ def _end_with_parent() -> None:
 class MixedStream:
     """An endless, resumable stream of global batches (see `lt_jax.runtime.loop.Stream`).
 
-    Batches are dicts: `image` uint8 [b, h, w, c], `label` int32 [b], `synthetic` bool [b].
+    Batches are dicts: `image` uint8 [b, h, w, c], `label` int32 [b], `synthetic` bool [b], and one
+    entry a column.
     """
 
     def __init__(
@@ -257,16 +101,25 @@ class MixedStream:
         *,
         batch_size: int,
         seed: int,
+        columns: Mapping[str, tuple[Any, Any]] | None = None,
         workers: int = 0,
     ):
         """The images of each class are `real[real_rows[k]]` and `synthetic[synthetic_rows[k]]`.
 
         Args:
-          workers: grain worker processes; with 0, one thread prepares two batches ahead.
+          columns: what else a batch holds, by name: an array or image store with the rows of
+            `real`, and one with those of `synthetic` (None where there are none).
+          workers: grain worker processes; with 0, one thread prepares four batches ahead.
 
         Raises:
-          ValueError: synthetic rows without synthetic images, or of another number of classes.
+          ValueError: synthetic rows without synthetic images, or of another number of classes; or
+            a column that synthetic images lack.
         """
+        columns = {"image": (real, synthetic), **(columns or {})}
+        if lacking := [
+            n for n, pair in columns.items() if (pair[1] is None) != (synthetic is None)
+        ]:
+            raise ValueError(f"column {lacking[0]!r} must be known of synthetic images as of real")
         if synthetic_rows is not None and synthetic is None:
             raise ValueError("synthetic_rows need the images that they point into: `synthetic`")
         if synthetic_rows is not None and len(synthetic_rows) != len(real_rows):
@@ -276,7 +129,7 @@ class MixedStream:
         empty = [np.zeros(0, np.int64)] * len(real_rows)
         rows = [*real_rows, *(synthetic_rows if synthetic_rows is not None else empty)]
         plan = Plan(seed=seed, batch_size=batch_size, sizes=tuple(len(row) for row in rows))
-        self._assemble = _Assemble(plan, real, synthetic, rows)
+        self._assemble = _Assemble(plan, columns, rows)
         self._workers = workers
         self._next = 0
         self._iterator: Any = None
@@ -338,7 +191,8 @@ class MixedStream:
 
     def _open(self) -> Any:
         dataset = grain.MapDataset.range(self._next, 2**31 - 1).map(self._assemble)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        # Four batches ahead: on few cores the thread waits for a core while devices compute.
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         batches = dataset.to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # grain reads flags of its own, also outside absl.app

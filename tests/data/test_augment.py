@@ -193,3 +193,80 @@ def test_two_devices_see_what_one_sees(getkey):
     )
     assert len(split.sharding.device_set) == 2
     np.testing.assert_allclose(split, apply(x, key), atol=1e-6)
+
+
+def annotated(x, maps, boxes, key, **fields):
+    call = functools.partial(module.augment_annotated, config=AugmentConfig(**fields))
+    return [np.asarray(part) for part in jax.jit(call)(x, maps, boxes, key)]
+
+
+def painted(boxes, size):
+    """1 inside each image's first box, for boxes that lie on whole pixels."""
+    maps = np.zeros((len(boxes), size, size, 1), np.float32)
+    for one, (x0, y0, x1, y1) in zip(maps, np.rint(boxes[:, 0] * size).astype(int), strict=True):
+        one[y0:y1, x0:x1] = 1
+    return maps
+
+
+def test_annotated_images_are_augmented_as_others_are(getkey):
+    x, key = images(), getkey()
+    fields = dataclasses.asdict(EVERYTHING)
+    nothing = np.zeros((16, 8, 8, 0), np.float32), np.zeros((16, 0, 4), np.float32)
+    moved, *_ = annotated(x, *nothing, key, **fields)
+    np.testing.assert_array_equal(moved, run(x, key, **fields))
+
+
+def test_maps_and_boxes_move_with_their_image(getkey):
+    """Flips, quarter turns and shifts are exact: the box is that of the moved map, cut off."""
+    rng = np.random.default_rng(0)
+    low, extent = rng.integers(0, 6, (64, 1, 2)), rng.integers(1, 5, (64, 1, 2))
+    boxes = np.concatenate([low, np.minimum(low + extent, 8)], -1).astype(np.float32) / 8
+    maps = painted(boxes, 8)
+    x = np.repeat((255 * maps).astype(np.uint8), 3, axis=-1)
+    moved, placed_maps, placed, told = annotated(
+        x, maps, boxes, getkey(), horizontal_flip=True, vertical_flip=True, rotate90=True, shift=1
+    )
+    np.testing.assert_array_equal(placed_maps, (moved[..., :1] + 1) / 2)
+    # A shift repeats the border's pixels, a box ends there: compare where nothing was repeated.
+    names = module.DESCRIPTION
+    still = (told[:, [names.index("shift_y"), names.index("shift_x")]] == 0).all(axis=1)
+    assert still.sum() > 1 and (~still).sum() > 1
+    np.testing.assert_allclose(painted(placed, 8)[still], placed_maps[still], atol=1e-6)
+    inside = painted(placed, 8)
+    assert (inside <= placed_maps + 1e-6).all()
+    assert ((placed >= 0) & (placed <= 1)).all()
+
+
+def test_zoomed_and_turned_boxes_hold_the_moved_lesion(getkey):
+    boxes = np.tile(np.array([[[0.25, 0.375, 0.625, 0.75]]], np.float32), (32, 1, 1))
+    maps = painted(boxes, 32)
+    x = np.repeat((255 * maps).astype(np.uint8), 3, axis=-1)
+    _, placed_maps, placed, _ = annotated(x, maps, boxes, getkey(), scale=0.2, rotate=30.0)
+    y, x = np.mgrid[:32, :32]
+    for drawn, (x0, y0, x1, y1) in zip(placed_maps[..., 0] > 0.5, placed[:, 0], strict=True):
+        assert drawn.any()
+        inside = (x + 0.5 >= 32 * x0 - 1) & (x + 0.5 <= 32 * x1 + 1)
+        inside &= (y + 0.5 >= 32 * y0 - 1) & (y + 0.5 <= 32 * y1 + 1)
+        assert not (drawn & ~inside).any()
+        assert (x1 - x0) * (y1 - y0) < 4 * drawn.mean()
+
+
+def test_unknown_maps_and_absent_boxes_stay_as_they_are(getkey):
+    fields = dataclasses.asdict(EVERYTHING)
+    maps, boxes = -np.ones((16, 8, 8, 1), np.float32), -np.ones((16, 2, 4), np.float32)
+    boxes[:8] = 0
+    _, placed_maps, placed, _ = annotated(images(), maps, boxes, getkey(), **fields)
+    np.testing.assert_array_equal(placed_maps, maps)
+    np.testing.assert_array_equal(placed, boxes)
+
+
+def test_description_is_zero_for_what_is_left_as_it_is_and_tells_the_rest(getkey):
+    nothing = np.zeros((16, 8, 8, 0), np.float32), np.zeros((16, 0, 4), np.float32)
+    *_, told = annotated(images(), *nothing, getkey())
+    np.testing.assert_array_equal(told, 0)
+    x = images()
+    moved, _, _, told = annotated(x, *nothing, getkey(), horizontal_flip=True)
+    flipped = told[:, module.DESCRIPTION.index("horizontal_flip")] == 1
+    assert 0 < flipped.sum() < 16
+    expected = np.where(flipped[:, None, None, None], x[:, :, ::-1], x)
+    np.testing.assert_array_equal(moved, normalize(expected))

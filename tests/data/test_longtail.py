@@ -80,3 +80,10 @@ def test_subsample_to_all_is_the_identity():
     labels = np.array([0, 1, 1, 0], np.int32)
     kept = longtail.subsample(labels, ("a", "b", "c", "d"), np.array([2, 2]), seed=0)
     assert kept.tolist() == [0, 1, 2, 3]
+
+
+def test_few_shot_keeps_as_many_of_each_class():
+    counts = np.array([50, 9, 5])
+    np.testing.assert_array_equal(longtail.profile_counts(counts, "few_shot", shots=5), [5, 5, 5])
+    with pytest.raises(ConfigError, match="class 2 has 5"):
+        longtail.profile_counts(counts, "few_shot", shots=6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lt_jax.data.stream import Plan
+from lt_jax.data.plan import Plan
 
 WEIGHT, SHARE = np.array([0.6, 0.3, 0.1]), np.array([0.0, 0.25, 0.7])
 SIZES = (50, 20, 7, 5, 9, 11)  # real images of the three classes, then synthetic ones

@@ -4,7 +4,8 @@ With n_k real train images of class k and m_k synthetic ones in use (a rule asks
 gives what it has: m_k = min(asked_k, accepted_k)), a rule's mixture is
 
   share      s_k = m_k / (n_k + m_k)                                                      (1)
-  class weight  w_k ~ n_k + m_k (instance), 1 (balanced), sqrt(n_k + m_k) (square_root)   (2)
+  class weight  w_k ~ (n_k + m_k)^q,  q = 1 (instance), 0 (balanced), 1/2 (square_root),
+                1/T (tempered, with a temperature T >= 1)                                 (2)
 
 so that under the instance sampler all images, real and synthetic, are drawn alike. The square root
 is Mahajan et al. 2018 (arXiv:1805.00932), the names are of Kang et al. 2020 (arXiv:1910.09217).
@@ -92,6 +93,7 @@ class Supply:
     counts: tuple[int, ...]
     accepted: tuple[int, ...]
     sampler: str = "instance"
+    temperature: float = 1.0  # of "tempered"
 
     def __post_init__(self) -> None:
         """Refuses counts that no mixture can be made of."""
@@ -105,9 +107,10 @@ class Supply:
                 f"mixing: no train image of class {', '.join(map(str, empty))} (by number); "
                 "every class needs one"
             )
-        if self.sampler not in ("instance", "balanced", "square_root"):
+        if self.sampler not in ("instance", "balanced", "square_root", "tempered"):
             raise MixtureError(
-                f"mixing: got sampler={self.sampler!r}; takes instance, balanced or square_root"
+                f"mixing: got sampler={self.sampler!r}; takes instance, balanced, square_root or "
+                "tempered"
             )
 
     def mix(self, asked: Int[np.ndarray, "k"]) -> Mixture:
@@ -124,8 +127,8 @@ class Supply:
             )
         used = np.minimum(asked, accepted)
         total = counts + used
-        exponent = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}[self.sampler]
-        weight = total**exponent
+        exponents = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
+        weight = total ** exponents.get(self.sampler, 1 / self.temperature)
         return Mixture(weight / weight.sum(), used / total, used, asked - used)
 
 
@@ -140,9 +143,9 @@ class NoSynthesis:
         return self.supply.mix(np.zeros(len(self.supply.counts), int))
 
 
-def real_only(counts: Int[np.ndarray, "k"], sampler: str) -> NoSynthesis:
+def real_only(counts: Int[np.ndarray, "k"], sampler: str, temperature: float = 1.0) -> NoSynthesis:
     """Real images alone, from train counts [k] and the name of a base sampler."""
-    return NoSynthesis(Supply(tuple(counts.tolist()), (0,) * len(counts), sampler))
+    return NoSynthesis(Supply(tuple(counts.tolist()), (0,) * len(counts), sampler, temperature))
 
 
 @dataclasses.dataclass(frozen=True)

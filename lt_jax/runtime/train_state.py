@@ -9,6 +9,7 @@ import optax
 from flax import struct
 
 from lt_jax.config import OptimizerConfig
+from lt_jax.runtime.ema import Exponential, Rule
 from lt_jax.shapes import Array, Params
 
 
@@ -21,7 +22,8 @@ class TrainState:
     Attributes:
       step: updates made so far, int32 scalar.
       params: float32 parameters.
-      ema: exponential moving average of `params`, same shapes; None where none is kept.
+      ema: moving average of `params`, of the form that its rule gives it (see `ema.Rule`); None
+        where none is kept.
       opt_state: the optimiser's own.
     """
 
@@ -57,52 +59,59 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-def create(params: Params, optimizer: optax.GradientTransformation, ema: bool = True) -> TrainState:
-    """A state at step 0, with or without an EMA, which costs a copy of the parameters."""
+def create(
+    params: Params, optimizer: optax.GradientTransformation, ema: Rule | bool = True
+) -> TrainState:
+    """A state at step 0.
+
+    Args:
+      params: the initial parameters.
+      optimizer: what `update` will be given.
+      ema: whose average the state holds; True: that of any `Exponential`; False: none, which
+        saves a copy of the parameters.
+    """
+    rule = Exponential(0.0) if ema is True else ema
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema=jax.tree.map(jnp.copy, params) if ema else None,  # aliased, donating would fail
+        ema=rule.init(params) if rule else None,
         opt_state=optimizer.init(params),
     )
-
-
-def ema_update(ema: Params, params: Params, step: Array, decay: float) -> Params:
-    """Exponential moving average with a warm-up of its length.
-
-    ema_n = d_n ema_{n-1} + (1 - d_n) params_n with d_n = min(decay, (1 + n) / (10 + n)), so that
-    early averages do not hold the initial parameters (as in TensorFlow's and ADM's averages).
-    """
-    n = step.astype(jnp.float32)
-    d = jnp.minimum(decay, (1.0 + n) / (10.0 + n))
-    return jax.tree.map(lambda old, new: old * d + new * (1.0 - d), ema, params)
 
 
 def update(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     loss_fn: Callable[[Params], tuple[Array, dict[str, Array]]],
-    ema_decay: float = 0.0,
+    ema: Rule | float = 0.0,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimiser step on `loss_fn(params) -> (scalar loss, metrics)`.
 
-    Returns the new state and the metrics with `loss` and `gradient_norm` added.
+    Args:
+      state: what `create` made, with the average that `ema` updates.
+      optimizer: see `make_optimizer`.
+      loss_fn: the loss of this step's batch.
+      ema: the rule of the average; a number: `Exponential` of that decay.
+
+    Returns:
+      The new state, and the metrics with `loss` and `gradient_norm` added.
 
     Raises:
-      ValueError: a decay for a state without an EMA.
+      ValueError: a rule, or a decay, for a state without an EMA.
     """
-    if state.ema is None and ema_decay > 0:
-        raise ValueError(f"ema_decay={ema_decay} for a state without EMA; create it with ema=True")
+    if state.ema is None and ema:
+        raise ValueError(f"ema={ema} for a state without EMA; create it with the same rule")
     (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = None
+    average = None
     if state.ema is not None:
-        ema = ema_update(state.ema, params, state.step + 1, ema_decay)
+        rule = Exponential(ema) if isinstance(ema, int | float) else ema
+        average = rule.update(state.ema, params, state.step + 1)
     new = TrainState(
         step=state.step + 1,
         params=params,
-        ema=ema,
+        ema=average,
         opt_state=opt_state,
     )
     return new, {**metrics, "loss": loss, "gradient_norm": optax.tree.norm(gradients)}

@@ -40,6 +40,19 @@ def test_real_images_alone_follow_the_base_sampler(sampler):
     assert not mixture.replay
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.0])
+def test_the_tempered_sampler_flattens_by_its_temperature(temperature):
+    mixture = controllers.real_only(np.asarray(COUNTS), "tempered", temperature).mixture(0, None)
+    weight = np.asarray(COUNTS) ** (1 / temperature)
+    np.testing.assert_allclose(mixture.class_weight, weight / weight.sum())
+    named = {1.0: "instance", 2.0: "square_root"}
+    if temperature in named:
+        same = controllers.real_only(np.asarray(COUNTS), named[temperature]).mixture(0, None)
+        np.testing.assert_array_equal(mixture.class_weight, same.class_weight)
+    nearly_flat = controllers.real_only(np.asarray(COUNTS), "tempered", 1e6).mixture(0, None)
+    np.testing.assert_allclose(nearly_flat.class_weight, np.full(4, 0.25), rtol=1e-4)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_rules_that_ask_for_nothing_are_real_images_alone(sampler):
     source = supply((0,) * 4, sampler)

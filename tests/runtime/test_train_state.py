@@ -1,4 +1,4 @@
-"""Optimiser and moving average against their formulas."""
+"""Optimiser and train state: rates, decay, clipping, and the average that a rule keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from lt_jax.config import OptimizerConfig
 from lt_jax.runtime import train_state
+from lt_jax.runtime.ema import Exponential, Power
 
 
 def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
@@ -90,31 +91,6 @@ def test_gradients_are_clipped_to_their_global_norm():
         np.testing.assert_allclose(adam.mu["b"], moment * 0.8 * norm, rtol=1e-5)
 
 
-def test_the_average_follows_its_closed_form():
-    """ema_N = p_0 prod d_n + sum_n (1 - d_n) p_n prod_{m > n} d_m."""
-    rng = np.random.default_rng(0)
-    params = rng.normal(size=(40, 3))
-    decay = 0.9
-    n = np.arange(1, 40)
-    d = np.minimum(decay, (1 + n) / (10 + n))
-    after = np.append(np.cumprod(d[::-1])[::-1][1:], 1.0)  # products of the later decays
-    expected = params[0] * d.prod() + ((1 - d) * after) @ params[1:]
-
-    ema = {"w": jnp.asarray(params[0], jnp.float32)}
-    for step in range(1, 40):
-        new = {"w": jnp.asarray(params[step], jnp.float32)}
-        ema = train_state.ema_update(ema, new, jnp.asarray(step), decay)
-    np.testing.assert_allclose(ema["w"], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_an_average_of_no_memory_is_the_parameters_and_a_constant_stays():
-    params = {"w": jnp.arange(3.0)}
-    zero = train_state.ema_update({"w": jnp.ones(3)}, params, jnp.asarray(5), 0.0)
-    np.testing.assert_array_equal(zero["w"], params["w"])
-    same = train_state.ema_update(params, params, jnp.asarray(5), 0.999)
-    np.testing.assert_allclose(same["w"], params["w"], rtol=1e-6)
-
-
 def test_without_an_average_none_is_kept_and_nothing_else_changes():
     """A classifier's state once held its parameters twice, for an average of no memory."""
     optimizer = train_state.make_optimizer(OptimizerConfig(warmup_steps=0), 10)
@@ -131,8 +107,9 @@ def test_without_an_average_none_is_kept_and_nothing_else_changes():
         lean, full = step(lean), step(full)
     assert lean.ema is None
     np.testing.assert_array_equal(lean.params["w"], full.params["w"])
-    with pytest.raises(ValueError, match=r"ema_decay=0\.9 for a state without EMA"):
-        train_state.update(lean, optimizer, loss, 0.9)
+    for rule in (0.9, Power((0.1,))):
+        with pytest.raises(ValueError, match="for a state without EMA; create it with"):
+            train_state.update(lean, optimizer, loss, rule)
 
 
 def test_an_update_counts_averages_and_reports_the_unclipped_gradient():
@@ -153,3 +130,39 @@ def test_an_update_counts_averages_and_reports_the_unclipped_gradient():
     d = 2 / 11  # of the first update, below 0.5
     expected = d * np.array([3.0, 4.0]) + (1 - d) * np.asarray(new.params["w"])
     np.testing.assert_allclose(new.ema["w"], expected, rtol=1e-6)
+
+
+def test_a_state_keeps_the_average_of_its_rule():
+    """A number is the decay of an exponential one; of several lengths each is there, in order."""
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, schedule="constant")
+    optimizer = train_state.make_optimizer(config, 10)
+
+    def loss(params):
+        return (params["w"] ** 2).sum(), {}
+
+    def run(rule, of_state, steps=4):
+        step = jax.jit(lambda s: train_state.update(s, optimizer, loss, rule)[0], donate_argnums=0)
+        state = train_state.create({"w": jnp.array([3.0, 4.0])}, optimizer, of_state)
+        seen = []
+        for _ in range(steps):
+            state = step(state)
+            seen.append(np.asarray(state.params["w"]))
+        return state, seen
+
+    number, seen = run(0.9, True)
+    rule, _ = run(Exponential(0.9), Exponential(0.9))
+    np.testing.assert_array_equal(number.ema["w"], rule.ema["w"])
+    power, _ = run(Power((0.05, 0.28)), Power((0.05, 0.28)))
+    np.testing.assert_array_equal(power.params["w"], number.params["w"])
+    for gamma, got in zip(Power((0.05, 0.28)).gammas, power.ema, strict=True):
+        weights = np.diff(np.arange(5) ** (gamma + 1)) / 4 ** (gamma + 1)
+        np.testing.assert_allclose(got["w"], weights @ np.stack(seen), rtol=1e-5)
+
+
+def test_a_state_with_nothing_to_train_steps_and_stays():
+    optimizer = train_state.make_optimizer(OptimizerConfig(warmup_steps=0), 10)
+    state = train_state.create({}, optimizer)
+    new, metrics = train_state.update(state, optimizer, lambda _: (jnp.ones(()), {}), 0.9)
+    assert int(new.step) == 1
+    assert new.params == new.ema == {}
+    assert float(metrics["gradient_norm"]) == 0

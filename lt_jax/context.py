@@ -11,6 +11,8 @@ from lt_jax.config import Config
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
+from lt_jax.diffusion import annotations
+from lt_jax.diffusion.generator import Generator
 from lt_jax.runtime.artifacts import Spec, Store
 
 
@@ -34,6 +36,18 @@ class Context:
         """The manifest, test labels masked, and its images."""
         manifest, images = prepare.load(self.folder("prepare"), self.config.data)
         return manifest.without_test_labels(), images
+
+    @functools.cached_property
+    def annotations(self) -> annotations.Annotations:
+        """What the generator is told of the images."""
+        masks = prepare.load_masks(self.folder("prepare"))
+        conditions = self.config.generator.conditions
+        return annotations.annotate(self.data[0], masks, conditions, self.image_shape[-1])
+
+    @property
+    def generator(self) -> Generator:
+        """The generator's network, for the conditions that this data set has."""
+        return Generator(self.config.generator, self.annotations.vocabulary, self.image_shape)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

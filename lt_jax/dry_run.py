@@ -7,9 +7,10 @@ import jax
 
 from lt_jax import config as config_lib
 from lt_jax import preflight
-from lt_jax.data import sources
 from lt_jax.diffusion import synthesize
+from lt_jax.diffusion.generator import Generator
 from lt_jax.models import module
+from lt_jax.models.conditioning import Vocabulary
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import ledger
 
@@ -30,17 +31,17 @@ def describe(run: Pipeline, names: Sequence[str]) -> str:
         state = "finished" if run.store.done(spec) else "to run"
         lines.append(f"{spec.stage:40s} {state:9s} {spec.key[:16]}")
     try:
-        classes = len(sources.load(run.config.data).classes)
+        known = preflight.vocabulary(run.config)
     except (OSError, ValueError) as error:
         return "\n".join([*lines, "", f"parameters and work: need the data set ({error})"])
     stages = {spec.stage.split("/")[0] for spec in selected}
-    return "\n".join([*lines, "", *_work(run, stages, classes)])
+    return "\n".join([*lines, "", *_work(run, stages, known)])
 
 
-def _work(run: Pipeline, stages: set[str], classes: int) -> list[str]:
+def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
     config = run.config
     lines = [f"{'training':24s} {'parameters':>12s} {'images':>12s} {'TFLOPs':>10s}"]
-    for name, network in preflight.networks(config, stages, classes).items():
+    for name, network in preflight.networks(config, stages, known).items():
         forward = jax.jit(
             lambda params, *args, net=network.module: module.apply(net, params, *args, train=False)
         )
@@ -49,9 +50,9 @@ def _work(run: Pipeline, stages: set[str], classes: int) -> list[str]:
         lines.append(f"{name:24s} {count:12,d} {network.images:12,d} {flops / 1e12:10.3f}")
     if "synthesize" in stages:
         size, channels = config.data.image_size, config.data.channels
-        networks = synthesize.Networks(
-            config.generator, config.extractor.model, classes, (size, size, channels)
-        )
+        generator = Generator(config.generator, known, (size, size, channels))
+        present = tuple(name for name in known.names if name in config.synthesize.given)
+        networks = synthesize.Networks(generator, config.extractor.model, present)
         flops = synthesize.network_flops(config.synthesize, networks)
         lines.append(
             f"synthesize: {flops / 1e9:.3f} GFLOPs an image, at most "

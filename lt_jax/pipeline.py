@@ -16,12 +16,11 @@ from ml_collections import ConfigDict
 from lt_jax import config as config_lib
 from lt_jax import preflight, reporting, stages
 from lt_jax.context import Context
-from lt_jax.data import sources
 from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
-SCHEMAS: dict[str, int] = dict.fromkeys(STAGES, 1)
+SCHEMAS: dict[str, int] = {**dict.fromkeys(STAGES, 1), "generator": 2, "synthesize": 2, "report": 2}
 
 
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
@@ -35,7 +34,7 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     _check_arms(config)
     key_fields = config_lib.key_fields
     prepare = _spec("prepare", {**key_fields(config.data), **_file_hashes(config.data)})
-    generator = _spec("generator", key_fields(config.generator), prepare)
+    generator = _spec("generator", _generator_fields(config.generator), prepare)
     extractor = _spec("extractor", key_fields(config.extractor), prepare)
     synthesize = _spec("synthesize", key_fields(config.synthesize), prepare, generator, extractor)
     recipe = key_fields(config.classify)
@@ -56,6 +55,23 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     report = _spec("report", {**key_fields(config.evaluate), "tau": tau}, prepare, *pool, *runs)
     makers = [generator, extractor, synthesize] if pooled else []
     return [prepare, *makers, *runs, report]
+
+
+def _generator_fields(config: config_lib.GeneratorConfig) -> dict[str, Any]:
+    """What decides the generator: of a base not where it lies, but which it is.
+
+    Raises ConfigError where the base is no finished stage.
+    """
+    fields = config_lib.key_fields(config)
+    if base := config.adapt.base:
+        mark = pathlib.Path(base, artifacts.MARK)
+        if not mark.is_file():
+            raise config_lib.ConfigError(
+                f"config.generator.adapt.base: got {base!r}, which is no finished stage "
+                f"({artifacts.MARK} is missing); give the folder `generator` of a finished run"
+            )
+        fields["adapt"]["base"] = json.loads(mark.read_text())["key"]
+    return fields
 
 
 def _file_hashes(data: config_lib.DataConfig) -> dict[str, str]:
@@ -155,20 +171,24 @@ class Pipeline:
             files.sweep(self.workdir.resolve(), outside=self.store.root)
             self._claim(accept_config_change)
             self._check_inputs(selected)
-            context = Context(
-                config=self.config,
-                specs={spec.stage: spec for spec in self.specs},
-                store=self.store,
-                workdir=self.workdir,
-                mesh=mesh.make_mesh(),
-                command=self._command,
-            )
+            context = self.context()
             self._preflight(selected, context)
             try:
                 for spec in selected:
                     self._run_stage(spec, context)
             finally:
                 self._collect_metrics()
+
+    def context(self) -> Context:
+        """The run as its stages see it, on this process's devices."""
+        return Context(
+            config=self.config,
+            specs={spec.stage: spec for spec in self.specs},
+            store=self.store,
+            workdir=self.workdir,
+            mesh=mesh.make_mesh(),
+            command=self._command,
+        )
 
     def _run_stage(self, spec: artifacts.Spec, context: Context) -> None:
         folder = self.store.open(spec)
@@ -187,8 +207,10 @@ class Pipeline:
         names = {spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)}
         preflight.check_batches(self.config, names, context.mesh)
         if names - {"prepare", "report"}:
-            classes = len(sources.load(self.config.data).classes)
-            preflight.networks(self.config, names, classes)
+            known = preflight.vocabulary(self.config)
+            preflight.networks(self.config, names, known)
+            if names & {"generator", "synthesize"}:
+                preflight.check_synthesis(self.config, known)
 
     def _claim(self, accept_config_change: bool) -> None:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""

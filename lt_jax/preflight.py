@@ -9,8 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.config import ArmConfig, ClassifierConfig, Config, ConfigError
-from lt_jax.diffusion import train as diffusion_train
+from lt_jax.data import sources
+from lt_jax.diffusion import annotations, guidance, requests, synthesize
+from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
+from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import mesh
 
 
@@ -31,21 +34,38 @@ def classifier_of(config: ClassifierConfig, arm: ArmConfig) -> ClassifierConfig:
     return dataclasses.replace(config, kind=arm.network)
 
 
-def networks(config: Config, stages: Collection[str], classes: int) -> dict[str, Network]:
+def vocabulary(config: Config) -> Vocabulary:
+    """The conditions of the generator, from the source alone: devices of all splits count here.
+
+    Raises ConfigError or SourceError where the data set cannot be read.
+    """
+    source, conditions = sources.load(config.data), config.generator.conditions
+    devices: set[str | None] = set()
+    if conditions.device == "device":
+        devices = {record.device for record in source.records()}
+    elif conditions.device:
+        held = (record.attributes.get(conditions.device) for record in source.records())
+        devices = {None if value is None else str(value) for value in held}
+    return annotations.make_vocabulary(
+        conditions, len(source.classes), len(devices - {None}), config.data.channels
+    )
+
+
+def networks(config: Config, stages: Collection[str], known: Vocabulary) -> dict[str, Network]:
     """The networks of the named stages, by name; `classify` has one a kind.
 
     Raises:
       ConfigError: a network does not fit the images, naming the part of the config.
     """
-    size, channels = config.data.image_size, config.data.channels
+    size, channels, classes = config.data.image_size, config.data.channels, known.num_classes
     image = (jax.ShapeDtypeStruct((1, size, size, channels), np.float32),)
     found = {}
     if "generator" in stages:
-        generator = config.generator
-        unet = diffusion_train.make_unet(generator, classes, channels)
-        example = diffusion_train.example(size, channels)
-        images = generator.steps * generator.batch_size
-        found["generator"] = _network("generator.model", unet, example, images)
+        generator = Generator(config.generator, known, (size, size, channels))
+        images = config.generator.steps * config.generator.batch_size
+        found["generator"] = _network(
+            "generator.model", generator.counted, generator.example, images, generator.has_branch
+        )
     if "extractor" in stages:
         model = classifier.make(config.extractor.model, classes)
         images = config.extractor.steps * config.extractor.batch_size
@@ -61,6 +81,15 @@ def networks(config: Config, stages: Collection[str], classes: int) -> dict[str,
     return found
 
 
+def check_synthesis(config: Config, known: Vocabulary) -> None:
+    """Refuses a way of synthesis that the generator, or its number of steps, does not allow."""
+    part, channels = config.synthesize, config.data.channels
+    size = config.data.image_size
+    requests.check(part, known, tuple(sources.load(config.data).classes))
+    guidance.make(part, known.names)
+    synthesize.make_sampler(part, Generator(config.generator, known, (size, size, channels)))
+
+
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:
     """Refuses batch sizes of the named stages that the devices cannot share evenly."""
     for name in ("generator", "extractor", "synthesize", "classify"):
@@ -69,9 +98,12 @@ def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) ->
             mesh.check_batch(size, device_mesh, f"config.{name}.batch_size")
 
 
-def _network(where: str, network: Any, example: tuple[Any, ...], images: int) -> Network:
+def _network(
+    where: str, network: Any, example: tuple[Any, ...], images: int, perceive: bool = False
+) -> Network:
+    static = {"perceive": True} if perceive else {}
     try:
-        params = module.abstract(network, *example, train=False)
+        params = module.abstract(network, *example, train=False, **static)
     except ValueError as error:
         raise ConfigError(f"config.{where}: {error}") from error
     return Network(network, example, params, images)

@@ -37,16 +37,16 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
         pool = PoolReader(context.folder("synthesize"), manifest.sha256)
     log = context.workdir / "test_openings.jsonl"
     test_ids, test_labels = manifest.open_test(log, f"report: {context.command}")
-    dataset = _dataset(config, manifest, test_labels, len(log.read_text().splitlines()))
+    dataset = dataset_of(config, manifest, test_labels, len(log.read_text().splitlines()))
     inputs = report_lib.ReportInputs(
         command=context.command,
         config=config_lib.to_dict(config),
-        environment=_environment(),
+        environment=environment(),
         dataset=dataset,
-        arms=tuple(_arm(name, context, manifest, test_ids) for name in config.classify.arms),
+        arms=tuple(arm_of(name, context, manifest, test_ids) for name in config.classify.arms),
         evaluate=config.evaluate,
         tau=config.classify.logit_adjustment,
-        pool=None if pool is None else _pool(pool),
+        pool=None if pool is None else _pool(pool, context.folder("synthesize")),
         gallery=None if pool is None else _gallery(manifest, images, pool),
         costs=tuple(
             report_lib.StageCost(name, ledger.seconds, ledger.images, ledger.flops)
@@ -72,7 +72,8 @@ def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:
     say(f"test labels of this workdir: opened {openings} time(s) when this report was written")
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Versions and devices, for the report."""
     device = jax.devices()[0]
     return {
         **artifacts.versions(),
@@ -81,9 +82,10 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _dataset(
+def dataset_of(
     config: config_lib.Config, manifest: SplitManifest, test_labels: np.ndarray, openings: int
 ) -> report_lib.Dataset:
+    """The data set with its opened test labels; `openings` of them so far, this one included."""
     data = config.data
     test, val = manifest.rows("test"), manifest.rows("val")
     return report_lib.Dataset(
@@ -102,9 +104,13 @@ def _dataset(
     )
 
 
-def _arm(
+def arm_of(
     name: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
 ) -> report_lib.Arm:
+    """A finished arm with all its seeds.
+
+    Raises ManifestError where its predictions are not of `test_ids`.
+    """
     config = context.config.classify
     arm = config.arms[name]
     stages = [f"classify/{name}/seed{seed}" for seed in config.seeds]
@@ -154,7 +160,7 @@ def _run(
     )
 
 
-def _pool(pool: PoolReader) -> report_lib.Pool:
+def _pool(pool: PoolReader, folder: pathlib.Path) -> report_lib.Pool:
     counts = {name: pool.counts(name) for name in ("accepted", "ood", "label", "surplus")}
     rejected = {"ood": int(counts["ood"].sum()), "label": int(counts["label"].sum())}
     per_class = [
@@ -165,23 +171,36 @@ def _pool(pool: PoolReader) -> report_lib.Pool:
         }
         for k, name in enumerate(pool.info.classes)
     ]
+    found = folder / "fidelity.json"  # missing where there was nothing to compare
     return report_lib.Pool(
         generated=len(pool),
         accepted=int(counts["accepted"].sum()),
         rejected={**rejected, "memorised": 0},
         per_class=per_class,
+        fidelity=json.loads(found.read_text()) if found.exists() else None,
     )
 
 
 def _gallery(manifest: SplitManifest, images: Images, pool: PoolReader) -> report_lib.Gallery:
     rows = manifest.rows("train")
-    real, accepted, rejected = {}, {}, {}
+    row_of = {manifest.ids[row]: row for row in rows}
+    real, accepted, rejected, sources = {}, {}, {}, {}
     for k, name in enumerate(manifest.classes):
         real[name] = images[rows[manifest.labels[rows] == k][:PICTURES]]
         if len(chosen := pool.rows(k)[:PICTURES]):
             accepted[name] = (pool[chosen], pool.columns["score"][chosen].tolist())
+            notes = [json.loads(note) for note in pool.columns["conditions"][chosen]]
+            sources[name] = [
+                _source(manifest, images, row_of[note["source"]]) if "source" in note else None
+                for note in notes
+            ]
         out = np.sort(np.concatenate([pool.rows(k, "ood"), pool.rows(k, "label")]))[:PICTURES]
         if len(out):
             verdicts = pool.columns["verdict"][out].tolist()
             rejected[name] = (pool[out], pool.columns["score"][out].tolist(), verdicts)
-    return report_lib.Gallery(real=real, accepted=accepted, rejected=rejected)
+    return report_lib.Gallery(real=real, accepted=accepted, rejected=rejected, sources=sources)
+
+
+def _source(manifest: SplitManifest, images: Images, row: np.integer) -> report_lib.Source:
+    label = manifest.classes[manifest.labels[row]]
+    return report_lib.Source(images[np.array([row])][0], label)

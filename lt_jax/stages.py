@@ -9,7 +9,7 @@ import functools
 import io
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,8 +23,9 @@ from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
-from lt_jax.diffusion import synthesize
+from lt_jax.diffusion import requests, synthesize, trained
 from lt_jax.diffusion import train as diffusion_train
+from lt_jax.evaluate import fidelity
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
 from lt_jax.runtime import checkpoint, files, keys, mesh
@@ -32,7 +33,7 @@ from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import ood, select
-from lt_jax.shapes import Params, PyTree
+from lt_jax.shapes import Params
 
 
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
@@ -61,19 +62,27 @@ def _prepare(folder: pathlib.Path, context: Context) -> Ledger:
 
 
 def _generator(folder: pathlib.Path, context: Context) -> Ledger:
-    _, images = context.data
-    state, costs = diffusion_train.train(
-        context.config.generator,
+    manifest, images = context.data
+    known, generator = context.annotations, context.generator
+    base = None
+    if start := context.config.generator.adapt.base:
+        base = trained.load_base(
+            pathlib.Path(start),
+            manifest.classes,
+            known.devices,
+            generator.config.conditions.attributes,
+        )
+    costs = diffusion_train.train(
+        generator,
         images,
         context.train_rows,
-        image_shape=context.image_shape,
+        known.columns,
+        base,
         folder=folder,
         device_mesh=context.mesh,
         runtime=context.config.runtime,
     )
-    clock = Clock(costs)
-    checkpoint.save_tree(folder / "params", {"params": state.params, "ema": state.ema})
-    clock.read()
+    trained.describe(folder, generator, manifest.classes, known)
     return costs
 
 
@@ -92,6 +101,36 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
     )
     data = _train_data(context)
     controller = controllers.real_only(data.counts, config.sampler)
+    splits = ("train", "policy_val", "val")
+    tags: dict[str, str | int] = {"stage": "extractor"}
+    outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
+    arrays = {}
+    for split, output in outputs.items():
+        arrays |= {f"{split}_rows": output.rows, f"{split}_logits": output.logits}
+        arrays[f"{split}_features"] = output.features
+    _save_arrays(folder / "features.npz", arrays)
+    return costs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outputs:
+    """What a classifier says of a split: rows [n] of the manifest, logits [n k], features [n d]."""
+
+    rows: np.ndarray
+    logits: np.ndarray
+    features: np.ndarray
+
+
+def _train_and_predict(
+    folder: pathlib.Path,
+    context: Context,
+    recipe: classify_train.Recipe,
+    data: classify_train.TrainData,
+    controller: controllers.Controller,
+    splits: tuple[str, ...],
+    tags: dict[str, str | int],
+) -> tuple[dict[str, _Outputs], Ledger]:
+    """Trains a classifier, saves its parameters, and asks it about each split that has images."""
     params, costs = classify_train.train(
         recipe,
         data,
@@ -99,26 +138,24 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
         folder=folder,
         device_mesh=context.mesh,
         runtime=context.config.runtime,
-        tags={"stage": "extractor"},
+        tags=tags,
     )
     clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     manifest, images = context.data
-    forward = predict.make_forward(config.model, len(manifest.classes), context.mesh)
-    arrays = {}
-    for split in ("train", "policy_val", "val"):
-        if not len(rows := manifest.rows(split)):
-            continue
-        logits, features = predict.predict(forward, params, images, rows, config.batch_size)
-        arrays |= {f"{split}_rows": rows, f"{split}_logits": logits, f"{split}_features": features}
-    _save_arrays(folder / "features.npz", arrays)
+    forward = predict.make_forward(recipe.model, len(manifest.classes), context.mesh)
+    outputs = {}
+    for split in splits:
+        if len(rows := manifest.rows(split)):
+            found = predict.predict(forward, params, images, rows, recipe.batch_size)
+            outputs[split] = _Outputs(rows, *found)
     clock.read()
-    return costs
+    return outputs, costs
 
 
 def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
     config = context.config.synthesize
-    manifest, _ = context.data
+    manifest, images = context.data
     preparation = Ledger()
     clock = Clock(preparation)
     features = np.load(context.folder("extractor") / "features.npz")
@@ -131,18 +168,18 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
         config.selection,
         config.seed,
     )
-    networks = synthesize.Networks(
-        context.config.generator,
-        context.config.extractor.model,
-        len(manifest.classes),
-        context.image_shape,
-    )
+    generator = context.generator
+    asked = requests.Requests(config, generator, context.annotations, manifest, images)
+    networks = synthesize.Networks(generator, context.config.extractor.model, asked.present)
     program = synthesize.make_program(config, networks, context.mesh)
     whole = mesh.replicated(context.mesh)
+    extractor = _classifier_params(context, "extractor", networks.extractor)
     bound = functools.partial(
         program,
-        jax.device_put(_generator_params(context), whole),
-        jax.device_put(_classifier_params(context, "extractor", networks.extractor), whole),
+        jax.device_put(
+            trained.load(context.folder("generator"), generator, config.ema_length), whole
+        ),
+        jax.device_put(extractor, whole),
         jax.device_put(gates, whole),
         jax.device_put(keys.stream(keys.root(config.seed), "synthesize"), whole),
     )
@@ -153,7 +190,7 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
         seed=config.seed,
         classes=manifest.classes,
         guidance_scale=config.guidance_scale,
-        sampler=f"{config.sampler}, {config.steps} steps",
+        sampler=requests.describe(config),
         thresholds=tuple(np.asarray(gates.thresholds, float).tolist()),
         least_label_probability=config.selection.label_probability,
     )
@@ -162,6 +199,7 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
     costs = synthesize.synthesize(
         config,
         bound,
+        asked,
         synthesize.wanted_counts(config, counts),
         PoolWriter(folder, info),
         device_mesh=context.mesh,
@@ -169,16 +207,41 @@ def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
         flops_per_image=synthesize.network_flops(config, networks),
     )
     costs.add(preparation)
+    clock = Clock(costs)
+    _fidelity(folder, context, extractor, features)
+    clock.read()
     return costs
+
+
+def _fidelity(
+    folder: pathlib.Path, context: Context, extractor: Params, real: Mapping[str, np.ndarray]
+) -> None:
+    """How near the accepted images come to train, beside how near val comes: `fidelity.json`."""
+    manifest, _ = context.data
+    pool = PoolReader(folder, manifest.sha256)
+    accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
+    if not len(accepted) or "val_rows" not in real:
+        return
+    config = context.config.extractor
+    forward = predict.make_forward(config.model, len(manifest.classes), context.mesh)
+    _, features = predict.predict(forward, extractor, pool, accepted, config.batch_size)
+    found = fidelity.report(
+        real["train_features"],
+        manifest.labels[real["train_rows"]],
+        real["val_features"],
+        manifest.labels[real["val_rows"]],
+        features,
+        pool.columns["label"][accepted],
+    )
+    text = json.dumps({"class_names": manifest.classes, **found}, indent=1)
+    files.write_atomically(folder / "fidelity.json", text, "the fidelity")
 
 
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
     config = context.config.classify
     arm = config.arms[arm_name]
-    manifest, images = context.data
-    model = preflight.classifier_of(config.model, arm)
     recipe = classify_train.Recipe(
-        model=model,
+        model=preflight.classifier_of(config.model, arm),
         optimizer=config.optimizer,
         augment=config.augment,
         loss=arm.loss,
@@ -189,27 +252,15 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
         seed=seed,
     )
     controller, data = _mixed_data(context, arm_name, seed)
-    params, costs = classify_train.train(
-        recipe,
-        data,
-        controller,
-        folder=folder,
-        device_mesh=context.mesh,
-        runtime=context.config.runtime,
-        tags={"stage": "classify", "arm": arm_name, "seed": seed},
-    )
-    clock = Clock(costs)
-    checkpoint.save_tree(folder / "params", params)
-    forward = predict.make_forward(model, len(manifest.classes), context.mesh)
+    tags = {"stage": "classify", "arm": arm_name, "seed": seed}
+    splits = ("val", "test")  # the test labels in this manifest are masked
+    outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
+    ids = np.array(context.data[0].ids)
     arrays = {}
-    for split in ("val", "test"):  # the test labels in this manifest are masked
-        if not len(rows := manifest.rows(split)):
-            continue
-        logits, _ = predict.predict(forward, params, images, rows, config.batch_size)
-        arrays |= {f"{split}_ids": np.array(manifest.ids)[rows], f"{split}_logits": logits}
+    for split, output in outputs.items():
+        arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
     _save_arrays(folder / "predictions.npz", arrays)
     _save_mixture(folder / "mixture.json", controller, config.rounds)
-    clock.read()
     return costs
 
 
@@ -243,42 +294,38 @@ def _mixed_data(
         rows = manifest.rows("train")
         chosen = rows[controllers.replay_rows(manifest.labels[rows], first.in_use, seed)]
         labels = manifest.labels[chosen]
-        extra, extra_rows = images, [chosen[labels == k] for k in range(len(data.counts))]
-    else:
-        extra, extra_rows = _pool_images(pool, first.in_use, context)
-    return controller, dataclasses.replace(data, extra=extra, extra_rows=extra_rows)
+        extra_rows = [chosen[labels == k] for k in range(len(data.counts))]
+        return controller, dataclasses.replace(data, extra=images, extra_rows=extra_rows)
+    rows = [pool.rows(k)[:n] for k, n in enumerate(first.in_use)]
+    extra, extra_rows = _pool_images(pool, rows, context)
+    soft = None
+    used = np.concatenate(rows)
+    if (pool.columns["label_weight"][used] < 1).any():
+        at = used if extra is not pool else np.arange(len(pool))
+        soft = classify_train.SoftLabels(
+            manifest.labels, pool.columns["source_label"][at], pool.columns["label_weight"][at]
+        )
+    return controller, dataclasses.replace(data, extra=extra, extra_rows=extra_rows, soft=soft)
 
 
 def _pool_images(
-    pool: PoolReader, in_use: np.ndarray, context: Context
+    pool: PoolReader, rows: list[np.ndarray], context: Context
 ) -> tuple[Images, list[np.ndarray]]:
-    """The first `in_use` [k] accepted images of each class, decoded once where they fit."""
-    rows = [pool.rows(k)[:n] for k, n in enumerate(in_use)]
-    if sum(in_use) * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
+    """Those images of the pool, by class, decoded once where they fit; and where they are then."""
+    counts = [len(held) for held in rows]
+    if sum(counts) * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
         return pool, rows
-    ends = np.cumsum(in_use)
+    ends = np.cumsum(counts)
     decoded: Any = pool[np.concatenate(rows)]  # an array serves as an image store
     return decoded, np.split(np.arange(ends[-1]), ends[:-1])
-
-
-def _generator_params(context: Context) -> Params:
-    classes = len(context.data[0].classes)
-    size, _, channels = context.image_shape
-    unet = diffusion_train.make_unet(context.config.generator, classes, channels)
-    shapes = module.abstract(unet, *diffusion_train.example(size, channels), train=False)
-    target = {"params": _zeros(shapes), "ema": _zeros(shapes)}
-    return checkpoint.load_tree(context.folder("generator") / "params", target)["ema"]
 
 
 def _classifier_params(context: Context, stage: str, model: ClassifierConfig) -> Params:
     network = classifier.make(model, len(context.data[0].classes))
     image = jax.ShapeDtypeStruct((1, *context.image_shape), np.float32)
-    target = _zeros(module.abstract(network, image, train=False))
+    shapes = module.abstract(network, image, train=False)
+    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return checkpoint.load_tree(context.folder(stage) / "params", target)
-
-
-def _zeros(shapes: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

@@ -26,10 +26,14 @@ from lt_jax.data import images as images_lib
 from lt_jax.data.images import ArrayImages, FileImages, Images
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.data.stream import MixedStream
-from lt_jax.diffusion import synthesize
+from lt_jax.diffusion import annotations, synthesize
 from lt_jax.diffusion import train as diffusion_train
+from lt_jax.diffusion.generator import Generator
+from lt_jax.diffusion.placement import HOLED
+from lt_jax.diffusion.requests import Request
 from lt_jax.mixing import controllers
-from lt_jax.runtime import keys, ledger, mesh, train_state
+from lt_jax.models import conditioning
+from lt_jax.runtime import ema, keys, ledger, mesh, train_state
 from lt_jax.selection import ood, select
 
 ORIGINAL = (450, 600)  # height, width of the JPEG files: those of HAM10000
@@ -125,10 +129,11 @@ def training(
     context: Any,
     dtype: str,
     device_mesh: Mesh,
+    average: ema.Rule | bool = True,
 ) -> Case:
     """A training step: host batch to device, update, new state."""
     whole = mesh.replicated(device_mesh)
-    state = jax.device_put(train_state.create(params, optimizer), whole)
+    state = jax.device_put(train_state.create(params, optimizer, average), whole)
     key, context = jax.device_put((jax.random.key(0), context), whole)
     arguments = (state, mesh.put(batch, device_mesh), key, context)
     compiled, lower, compile_ = compile_apart(step, *arguments)
@@ -145,19 +150,45 @@ def training(
     )  # fmt: skip
 
 
+def generator_of(config: Config, classes: int) -> Generator:
+    """The config's generator, for a data set of two devices where it asks for devices."""
+    channels = config.data.channels
+    known = annotations.make_vocabulary(config.generator.conditions, classes, 2, channels)
+    return Generator(config.generator, known, shape_of(config))
+
+
+def annotated_batch(config: Config, generator: Generator) -> dict[str, np.ndarray]:
+    """A random batch of the loader with what the generator is told of its images."""
+    known, size = generator.vocabulary, config.generator.batch_size
+    batch = random_batch(config, known.num_classes, size)
+    rng = np.random.default_rng(1)
+    if known.devices:
+        batch["device"] = rng.integers(0, known.devices, size, dtype=np.int32)
+    if known.attributes:
+        batch["attributes"] = rng.normal(size=(size, known.attributes)).astype(np.float32)
+    if known.max_boxes:
+        low = rng.uniform(0.0, 0.5, (size, known.max_boxes, 2))
+        batch["boxes"] = np.concatenate([low, low + 0.3], axis=-1).astype(np.float32)
+    if known.mask or known.inpaint:
+        height, width, _ = generator.image_shape
+        batch["mask"] = 255 * rng.integers(0, 2, (size, height, width, 1), dtype=np.uint8)
+        batch["mask_given"] = np.ones(size, bool)
+    return batch
+
+
 def generator_training(config: Config, classes: int, device_mesh: Mesh) -> Case:
     """One update of the diffusion model."""
-    generator = config.generator
-    size, _, channels = shape_of(config)
+    generator = generator_of(config, classes)
     return training(
         "generator training",
-        diffusion_train.make_step(generator, classes, channels, device_mesh),
-        diffusion_train.init(generator, classes, size, channels),
-        train_state.make_optimizer(generator.optimizer, generator.steps),
-        random_batch(config, classes, generator.batch_size),
+        diffusion_train.make_step(generator, (100,) * classes, device_mesh),
+        generator.init(),
+        train_state.make_optimizer(config.generator.optimizer, config.generator.steps),
+        annotated_batch(config, generator),
         (),
-        generator.model.dtype,
+        config.generator.model.dtype,
         device_mesh,
+        diffusion_train.ema_rule(config.generator),
     )
 
 
@@ -222,23 +253,41 @@ def _classifier_params(
 def sampling(config: Config, classes: int, device_mesh: Mesh) -> Case:
     """One batch of the generate-score-select program; guidance makes two evaluations of one."""
     part, model = config.synthesize, config.extractor.model
-    size, _, channels = shape_of(config)
-    networks = synthesize.Networks(config.generator, model, classes, shape_of(config))
+    generator = generator_of(config, classes)
+    present = tuple(name for name in generator.vocabulary.names if name in part.given)
+    networks = synthesize.Networks(generator, model, present)
     program: Any = synthesize.make_program(part, networks, device_mesh)
     whole = mesh.replicated(device_mesh)
-    unet = diffusion_train.init(config.generator, classes, size, channels)
     extractor = _classifier_params(config, model, classes, device_mesh)
     gates = _gates(config, extractor, classes, device_mesh)
-    fixed = jax.device_put((unet, extractor, gates, keys.root(0)), whole)
-    indices = mesh.put(jnp.arange(part.batch_size), device_mesh)
-    compiled, lower, compile_ = compile_apart(program, *fixed, indices)
+    fixed = jax.device_put((generator.init(), extractor, gates, keys.root(0)), whole)
+    varying = mesh.put(
+        (jnp.arange(part.batch_size), random_request(config, generator)), device_mesh
+    )
+    compiled, lower, compile_ = compile_apart(program, *fixed, *varying)
     return Case(
-        "sampling", lambda: compiled(*fixed, indices), part.batch_size,
-        evaluations=part.batch_size * synthesize.evaluations(part),
+        "sampling", lambda: compiled(*fixed, *varying), part.batch_size,
+        evaluations=part.batch_size * synthesize.evaluations(part, networks),
         flops=part.batch_size * synthesize.network_flops(part, networks),
         dtype=config.generator.model.dtype, devices=device_mesh.size, lower_seconds=lower,
         compile_seconds=compile_,
     )  # fmt: skip
+
+
+def random_request(config: Config, generator: Generator) -> Request:
+    """A batch of requests of the config's method, with labels alone."""
+    part, (height, width, _) = config.synthesize, generator.image_shape
+    size, classes = part.batch_size, generator.vocabulary.num_classes
+    told = conditioning.nulls(generator.vocabulary, size, height, width)
+    source = random_batch(config, classes, size)["image"]
+    hole = np.zeros((size, height, width, 1), np.float32)
+    hole[:, height // 4 : -height // 4, width // 4 : -width // 4] = 1
+    return Request(
+        conditions=dataclasses.replace(told, label=jnp.arange(size) % classes),
+        source=None if part.method == "generate" else source,
+        hole=hole if part.method in HOLED else None,
+        start=np.full(size, part.strength, np.float32) if part.method == "translate" else None,
+    )
 
 
 def _gates(config: Config, params: Any, classes: int, device_mesh: Mesh) -> select.Gates:
@@ -310,6 +359,8 @@ def _pool(drawn: np.ndarray, labels: np.ndarray, classes: int, folder: pathlib.P
     columns = {
         "index": np.arange(n), "label": labels.astype(np.int32), "score": np.zeros(n),
         "label_probability": np.ones(n), "verdict": np.full(n, "accepted"),
+        "source_label": labels.astype(np.int32), "label_weight": np.ones(n),
+        "conditions": ["{}"] * n,
     }  # fmt: skip
     writer = PoolWriter(folder / "pool", info)
     writer.write(0, drawn, columns)

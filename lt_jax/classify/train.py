@@ -39,6 +39,27 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoftLabels:
+    """Labels of synthetic images that are still partly of another class: their source's.
+
+    Attributes:
+      real: labels of the real store [n], which are whole.
+      other: the second class of each entry of the synthetic store [m].
+      weight: of the first class [m] in [0, 1]; the second has the rest.
+    """
+
+    real: np.ndarray
+    other: np.ndarray
+    weight: np.ndarray
+
+    def columns(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What the loader adds to a batch: `other_label` and `label_weight`, real and synthetic."""
+        whole = np.ones(len(self.real), np.float32)
+        other = self.real.astype(np.int32), self.other.astype(np.int32)
+        return {"other_label": other, "label_weight": (whole, self.weight.astype(np.float32))}
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainData:
     """Images and rows of a training. The test split is no part of it.
 
@@ -48,6 +69,7 @@ class TrainData:
       val_rows: validation rows [n] in `real`; val_labels: their labels [n].
       extra: image store of the synthetic slots: pool, or real images for replay; or None.
       extra_rows: rows of each class in it, or None.
+      soft: of the synthetic images, where not all of their labels are whole.
     """
 
     real: Images
@@ -57,6 +79,7 @@ class TrainData:
     image_shape: tuple[int, int, int]
     extra: Images | None = None
     extra_rows: Sequence[np.ndarray] | None = None
+    soft: SoftLabels | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -85,8 +108,12 @@ def make_step(recipe: Recipe, num_classes: int, device_mesh: Mesh) -> loop.Step:
                 network, params, images, key=keys.stream(key, "dropout"), train=True
             )
             accuracy = (logits.argmax(-1) == batch["label"]).mean()
-            value = loss(logits, batch["label"], context, progress).mean()
-            return value, {"train_accuracy": accuracy}
+            value = loss(logits, batch["label"], context, progress)
+            if "label_weight" in batch:
+                weight = batch["label_weight"]
+                other = loss(logits, batch["other_label"], context, progress)
+                value = weight * value + (1 - weight) * other  # a weight of 1 changes no bit
+            return value.mean(), {"train_accuracy": accuracy}
 
         return train_state.update(state, optimizer, loss_fn)
 
@@ -158,6 +185,7 @@ def train(
         data.extra_rows,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
+        columns=data.soft.columns() if data.soft else None,
         workers=runtime.loader_workers,
     )
     # Everything but the seed: seeds share one compiled step.

@@ -34,6 +34,9 @@ SCHEMA = pa.schema(
     [
         ("index", pa.int64()),  # image i depends on (seed, i) only
         ("label", pa.int32()),  # the intended class: the generator's condition
+        ("source_label", pa.int32()),  # of the real image that was changed; else the label
+        ("label_weight", pa.float32()),  # of the label; the rest is the source_label's
+        ("conditions", pa.string()),  # what else was asked for, and the source's id: JSON
         ("score", pa.float32()),  # out-of-distribution score, higher = further out
         ("label_probability", pa.float32()),  # of the intended class, under the extractor
         ("verdict", pa.string()),  # one of VERDICTS; surplus: not needed any more

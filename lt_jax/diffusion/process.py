@@ -41,8 +41,9 @@ which min(SNR, gamma) of (9) is SNR, whatever the network predicts.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -155,6 +156,16 @@ class LinearSchedule:
         return solve(self.log_snr_max), min(1.0, solve(self.log_snr_min))
 
 
+@flax.struct.dataclass
+class Noised:
+    """A batch at random levels: x_t and its noise [b h w c], times t in [0, 1] and log-SNRs [b]."""
+
+    x_t: Any
+    noise: Any
+    t: Any
+    log_snr: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class VPProcess:
     """Equations (1), (2) and (5)-(9) for one schedule and one kind of prediction.
@@ -229,12 +240,21 @@ class VPProcess:
         Returns:
           [b]. Example i's term depends on x0[i] alone among the images; the caller averages.
         """
+        noised = self.draw(x0, key)
+        return self.error(predict(noised.x_t, noised.log_snr), x0, noised)
+
+    def draw(self, x0: Images, key: PRNGKey) -> Noised:
+        """The first half of `loss`: images at random levels, for losses with further terms."""
         time_key, noise_key = jax.random.split(key)
-        log_snr = self.schedule.log_snr(stratified_times(time_key, x0.shape[0]).astype(x0.dtype))
+        t = stratified_times(time_key, x0.shape[0]).astype(x0.dtype)
+        log_snr = self.schedule.log_snr(t)
         noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
-        prediction = predict(self.add_noise(x0, noise, log_snr), log_snr)
-        error = jnp.square(prediction - self.target(x0, noise, log_snr))
-        return self.weight(log_snr) * jnp.mean(error, axis=(1, 2, 3))
+        return Noised(x_t=self.add_noise(x0, noise, log_snr), noise=noise, t=t, log_snr=log_snr)
+
+    def error(self, prediction: Images, x0: Images, noised: Noised) -> Float[Array, "b"]:
+        """The second half of `loss`: a prediction's weighted squared error, a pixel."""
+        error = jnp.square(prediction - self.target(x0, noised.noise, noised.log_snr))
+        return self.weight(noised.log_snr) * jnp.mean(error, axis=(1, 2, 3))
 
 
 def stratified_times(key: PRNGKey, count: int) -> Float[Array, "{count}"]:

@@ -1,8 +1,9 @@
 """Generate, score, select: conditions and noise in, judged uint8 images out, in one program.
 
-Candidate i of a pool has class i mod K and noise from fold_in(key, i): it depends on (seed, i)
-alone. Classes are filled in waves; a wave asks for what is missing over the rate of acceptance so
-far, until every class has what it asked for or its budget of attempts is spent.
+Candidate i of a pool has class i mod K, noise from fold_in(key, i), and what it is asked to show
+(`requests`) from (seed, i): it depends on these alone. Classes are filled in waves; a wave asks for
+what is missing over the rate of acceptance so far, until every class has what it asked for or its
+budget of attempts is spent.
 """
 
 import dataclasses
@@ -10,44 +11,45 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import ClassifierConfig, GeneratorConfig, SynthesizeConfig
+from lt_jax.config import ClassifierConfig, SynthesizeConfig
 from lt_jax.data import augment
 from lt_jax.data.pool import VERDICTS, PoolWriter
-from lt_jax.diffusion import guidance, process, samplers
-from lt_jax.diffusion.train import example, make_unet
+from lt_jax.diffusion import guidance, inpaint, samplers, sketch, thresholds
+from lt_jax.diffusion.generator import Generator
+from lt_jax.diffusion.placement import HOLED
+from lt_jax.diffusion.requests import Request
 from lt_jax.models import classifier, conditioning, module
 from lt_jax.runtime import faults, files, keys, ledger, mesh
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import select
-from lt_jax.shapes import Array, Int, Params, PRNGKey, UInt8
+from lt_jax.shapes import Array, Images, Int, Params, PRNGKey, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What the program is compiled for."""
+    """What the program is compiled for; `present` are the conditions that guidance strengthens."""
 
-    generator: GeneratorConfig
+    generator: Generator
     extractor: ClassifierConfig
-    num_classes: int
-    image_shape: tuple[int, int, int]
+    present: tuple[str, ...] = ("label",)
 
 
-Program = Callable[..., tuple[UInt8[Array, "b h w c"], select.Verdict]]
+Judged = tuple[UInt8[Array, "b h w c"], select.Verdict]
+Program = Callable[..., Judged]
 
 
 @functools.cache
 def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh) -> Program:
-    """The compiled program `(unet_params, extractor_params, gates, key, indices [b])`."""
-    unet = make_unet(networks.generator, networks.num_classes, networks.image_shape[-1])
-    diffusion = process.make(networks.generator.process)
-    sampler = samplers.make(config, diffusion)
-    extractor = classifier.make(networks.extractor, networks.num_classes)
+    """The compiled program `(unet_params, extractor_params, gates, key, indices [b], request)`."""
+    generator = networks.generator
+    extractor = classifier.make(networks.extractor, generator.vocabulary.num_classes)
 
     def program(
         unet_params: Params,
@@ -55,53 +57,116 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
         gates: select.Gates,
         key: PRNGKey,
         indices: Int[Array, "b"],
-    ) -> tuple[UInt8[Array, "b h w c"], select.Verdict]:
-        labels = (indices % networks.num_classes).astype(jnp.int32)
+        request: Request,
+    ) -> Judged:
         example_keys = keys.per_example(key, indices)
-        noise = jax.vmap(lambda k: jax.random.normal(k, networks.image_shape))(
-            keys_of(example_keys, "noise")
-        )
-
-        def predict(x_t: Array, log_snr: Array, conditions: conditioning.Conditions) -> Array:
-            return module.apply(unet, unet_params, x_t, log_snr, conditions, train=False)
-
-        conditions = conditioning.Conditions(label=labels)
-        denoise = guidance.denoiser(
-            diffusion,
-            predict,
-            conditions,
-            conditioning.null_like(conditions),
-            guidance.ClassifierFree(config.guidance_scale),
-        )
-        images = augment.quantize(sampler.sample(denoise, noise, keys_of(example_keys, "sampler")))
+        denoise = _denoiser(config, networks, unet_params, request)
+        images = _images(config, generator, denoise, example_keys, request)
         # Judged as they are stored: the classifier is going to see the quantised image.
         logits, features = module.apply(
             extractor, extractor_params, augment.normalize(images), train=False
         )
+        labels = (indices % generator.vocabulary.num_classes).astype(jnp.int32)
         return images, select.judge(gates, features, logits, labels)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(program, in_shardings=(whole, whole, whole, whole, split), out_shardings=split)
+    return jax.jit(
+        program, in_shardings=(whole, whole, whole, whole, split, split), out_shardings=split
+    )
+
+
+def _denoiser(
+    config: SynthesizeConfig, networks: Networks, params: Params, request: Request
+) -> guidance.Denoiser:
+    """The guided network under the request's conditions."""
+    generator = networks.generator
+    conditions = request.conditions
+    if request.drawn is not None:
+        drawn = augment.normalize(request.drawn)
+        sketches = sketch.sketch(drawn, request.drawn_mask, generator.config.sketch)
+        conditions = conditions.replace(sketch=sketches)
+    if config.method == "inpaint":
+        known = inpaint.as_condition(augment.normalize(request.source), request.hole)
+        conditions = conditions.replace(inpaint=known)
+    null = conditioning.null_like(conditions)
+    if config.method == "inpaint":  # what surrounds the hole is seen with and without guidance
+        null = dataclasses.replace(null, inpaint=conditions.inpaint)
+
+    def predict(x_t: Array, log_snr: Array, told: conditioning.Conditions) -> Array:
+        return module.apply(generator.unet, params, x_t, log_snr, told, train=False)
+
+    guide = guidance.make(config, networks.present)
+    return guidance.denoiser(generator.process, predict, conditions, null, guide)
+
+
+def _images(
+    config: SynthesizeConfig,
+    generator: Generator,
+    denoise: guidance.Denoiser,
+    example_keys: Array,
+    request: Request,
+) -> UInt8[Array, "b h w c"]:
+    """The method's images; outside a hole they are the source's, byte for byte (`config.seam`)."""
+    noise = jax.vmap(lambda k: jax.random.normal(k, generator.image_shape))(
+        keys_of(example_keys, "noise")
+    )
+    step_keys = keys_of(example_keys, "sampler")
+    sampler = make_sampler(config, generator)
+    if isinstance(sampler, inpaint.RePaint):
+        known = augment.normalize(request.source)
+        made: Images = sampler.sample(denoise, noise, step_keys, known, request.hole)
+    elif config.method == "translate":
+        made = inpaint.translate(
+            generator.process.schedule,
+            sampler,
+            denoise,
+            augment.normalize(request.source),
+            request.start,
+            step_keys,
+        )
+    else:
+        made = sampler.sample(denoise, noise, step_keys)
+    quantised = augment.quantize(made)
+    if config.method in HOLED:
+        return inpaint.paste(request.source, quantised, request.hole, config.seam)
+    return quantised
+
+
+def make_sampler(
+    config: SynthesizeConfig, generator: Generator
+) -> samplers.Sampler | inpaint.RePaint:
+    """What turns noise into images."""
+    if config.method != "repaint":
+        return samplers.make(config, generator.process)
+    return inpaint.RePaint(
+        generator.process.schedule,
+        config.steps,
+        config.repaint_jump,
+        config.repaint_resamples,
+        eta=1.0,
+        grid=config.grid,  # type: ignore[arg-type]
+        threshold=thresholds.make(config),
+    )
 
 
 def network_flops(config: SynthesizeConfig, networks: Networks) -> float:
     """FLOPs of one generated and judged image, from XLA's count of one network evaluation."""
-    unet = make_unet(networks.generator, networks.num_classes, networks.image_shape[-1])
-    extractor = classifier.make(networks.extractor, networks.num_classes)
-    size, _, channels = networks.image_shape
-    arguments = example(size, channels)
-    unet_params = module.abstract(unet, *arguments, train=False)
+    unet = networks.generator.counted
+    extractor = classifier.make(networks.extractor, networks.generator.vocabulary.num_classes)
+    arguments = networks.generator.example
     extractor_params = module.abstract(extractor, arguments[0], train=False)
     evaluate = jax.jit(lambda params, *args: module.apply(unet, params, *args, train=False))
     extract = jax.jit(lambda params, images: module.apply(extractor, params, images, train=False))
-    return evaluations(config) * ledger.flops(evaluate, unet_params, *arguments) + ledger.flops(
+    unet_flops = ledger.flops(evaluate, networks.generator.abstract(), *arguments)
+    return evaluations(config, networks) * unet_flops + ledger.flops(
         extract, extractor_params, arguments[0]
     )
 
 
-def evaluations(config: SynthesizeConfig) -> int:
-    """Network evaluations of one generated image; guidance makes two of each of the sampler's."""
-    return config.steps * (1 if config.guidance_scale in (0.0, 1.0) else 2)
+def evaluations(config: SynthesizeConfig, networks: Networks) -> int:
+    """Network evaluations of one generated image: the sampler's times the guidance's."""
+    guide = guidance.make(config, networks.present)
+    return make_sampler(config, networks.generator).evaluations * guide.evaluations
 
 
 def keys_of(example_keys: Array, name: str) -> Array:
@@ -129,7 +194,8 @@ def next_wave(
 
 def synthesize(
     config: SynthesizeConfig,
-    program: Callable[[Int[Array, "b"]], tuple[UInt8[Array, "b h w c"], select.Verdict]],
+    program: Callable[[Int[Array, "b"], Any], Judged],
+    requests: Callable[[np.ndarray], tuple[Any, dict[str, Any]]],
     wanted: np.ndarray,
     writer: PoolWriter,
     *,
@@ -140,7 +206,9 @@ def synthesize(
     """Fills `wanted` [k] images a class into the pool, going on behind parts that are written.
 
     Args:
-      program: indices [config.batch_size] -> images and verdict, everything else bound.
+      program: (indices [config.batch_size], their request) -> images and verdict, everything
+        else bound.
+      requests: indices [b] -> their request, and columns of the pool; see `requests.Requests`.
       folder: of the stage; the ledger of an interrupted generation is kept there.
     """
     mesh.check_batch(config.batch_size, device_mesh, "config.synthesize.batch_size")
@@ -166,7 +234,7 @@ def synthesize(
                 chunk = indices[start : start + config.batch_size]
                 new = part >= len(finished)
                 columns = (
-                    _generate(program, chunk, config.batch_size, writer, part, classes)
+                    _generate(program, requests, chunk, config.batch_size, writer, part, classes)
                     if new
                     else finished[part]
                 )
@@ -189,7 +257,8 @@ def synthesize(
 
 
 def _generate(
-    program: Callable[[Int[Array, "b"]], tuple[UInt8[Array, "b h w c"], select.Verdict]],
+    program: Callable[[Int[Array, "b"], Any], Judged],
+    requests: Callable[[np.ndarray], tuple[Any, dict[str, Any]]],
     chunk: np.ndarray,
     batch_size: int,
     writer: PoolWriter,
@@ -197,7 +266,8 @@ def _generate(
     classes: int,
 ) -> dict[str, np.ndarray]:
     padded = mesh.pad(chunk, batch_size).astype(np.int32)
-    images, verdict = jax.device_get(program(jnp.asarray(padded)))
+    request, asked = requests(padded)
+    images, verdict = jax.device_get(program(jnp.asarray(padded), request))
     n = len(chunk)
     columns = {
         "index": chunk,
@@ -205,6 +275,7 @@ def _generate(
         "score": verdict.scores[:n],
         "label_probability": verdict.label_probability[:n],
         "verdict": np.array(VERDICTS)[verdict.reason[:n]],
+        **{name: column[:n] for name, column in asked.items()},
     }
     writer.write(part, images[:n], columns)
     return columns

@@ -1,4 +1,9 @@
-"""Training of the generator: conditional diffusion on the train split, and nothing else."""
+"""Training of the generator: conditional diffusion on the train split, and nothing else.
+
+The loss of an image is the process's weighted error, plus the class-balancing regulariser
+(`balance`) and the loss of the perception branch (`sketch`) where they are on. A generator that is
+adapted trains what `models.lora.Adapter` names over a frozen base, which is the step's context.
+"""
 
 import functools
 import pathlib
@@ -6,78 +11,105 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.config import GeneratorConfig, RuntimeConfig
-from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
-from lt_jax.diffusion import process as process_lib
+from lt_jax.diffusion import balance, examples, sketch, trained
+from lt_jax.diffusion.generator import Generator
 from lt_jax.mixing import controllers
-from lt_jax.models import conditioning, module
-from lt_jax.models.unet import UNet
-from lt_jax.runtime import keys, loop, mesh, train_state
+from lt_jax.models import lora, module
+from lt_jax.runtime import ema, keys, loop, mesh, train_state
 from lt_jax.runtime.ledger import Ledger
-from lt_jax.shapes import Array, Params, PRNGKey
+from lt_jax.shapes import Array, Float, Params, PRNGKey
 
 
-def make_unet(config: GeneratorConfig, num_classes: int, channels: int) -> UNet:
-    """The network for images of `channels` channels; label `num_classes` means "no label"."""
-    return UNet(config.model, num_classes, channels)
+def ema_rule(config: GeneratorConfig) -> ema.Rule:
+    """The average that the generator is sampled from."""
+    return ema.make(config.ema, config.ema_decay, config.ema_lengths)
 
 
-def example(image_size: int, channels: int) -> tuple[Any, ...]:
-    """Arguments of the network of batch 1, for initialisation and shape inference."""
-    return (
-        jax.numpy.zeros((1, image_size, image_size, channels)),
-        jax.numpy.zeros((1,)),
-        conditioning.Conditions(label=jax.numpy.zeros((1,), jax.numpy.int32)),
-    )
+def total_loss(
+    generator: Generator,
+    params: Params,
+    seen: examples.Examples,
+    counts: Float[Array, "k"],
+    key: PRNGKey,
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of one batch, a scalar, and its parts.
 
+    Args:
+      generator: what is trained.
+      params: the network's.
+      seen: the batch.
+      counts: train images of each class.
+      key: of the step.
+    """
+    config, process = generator.config, generator.process
+    noised = process.draw(seen.images, keys.stream(key, "noise"))
 
-def init(config: GeneratorConfig, num_classes: int, image_size: int, channels: int) -> Params:
-    """Fresh parameters, by `config.seed`."""
-    unet = make_unet(config, num_classes, channels)
-    key = keys.stream(keys.root(config.seed), "init")
-    return module.init(unet, key, *example(image_size, channels), train=False)
+    def predict(conditions: Any, perceive: bool = False) -> Any:
+        return module.apply(
+            generator.unet,
+            params,
+            noised.x_t,
+            noised.log_snr,
+            conditions,
+            key=keys.stream(key, "dropout"),
+            train=True,
+            perceive=perceive,
+        )
+
+    if generator.has_branch:
+        prediction, logits = predict(seen.conditions, perceive=True)
+    else:
+        prediction, logits = predict(seen.conditions), ()
+    loss = process.error(prediction, seen.images, noised)
+    parts = {}
+    if config.cbdm_weight > 0:
+        labels = seen.conditions.label
+        others = balance.other_labels(keys.stream(key, "cbdm"), labels, counts, config.cbdm_power)
+        parts["cbdm"] = balance.cbdm(
+            process,
+            noised,
+            prediction,
+            predict(seen.conditions.replace(label=others)),
+            labels,
+            others,
+            weight=config.cbdm_weight,
+            commitment=config.cbdm_commitment,
+        )
+        loss = loss + parts["cbdm"]
+    if generator.has_branch:
+        parts["sketch"] = sketch.branch_loss(logits, seen.sketches, noised.log_snr, config.sketch)
+        loss = loss + config.sketch.weight * parts["sketch"]
+    return loss.mean(), {name: part.mean() for name, part in parts.items()}
 
 
 @functools.cache
-def make_step(
-    config: GeneratorConfig, num_classes: int, channels: int, device_mesh: Mesh
-) -> loop.Step:
-    """The jitted update: augment, drop conditions, draw noise levels, descend, average."""
-    unet = make_unet(config, num_classes, channels)
-    process = process_lib.make(config.process)
+def make_step(generator: Generator, counts: tuple[int, ...], device_mesh: Mesh) -> loop.Step:
+    """The jitted update: augment, drop conditions, draw noise levels, descend, average.
+
+    Its context is the frozen part of an adapted generator, () where all is trained. `counts` are
+    the train images of each class.
+    """
+    config = generator.config
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
+    rule, adapter = ema_rule(config), _adapter(config)
 
     def step(
-        state: train_state.TrainState, batch: Mapping[str, Array], key: PRNGKey, context: Any
+        state: train_state.TrainState, batch: Mapping[str, Array], key: PRNGKey, frozen: Any
     ) -> tuple[train_state.TrainState, dict[str, Array]]:
-        del context  # nothing but the step's own batch matters here
-        x0 = augment.augment(batch["image"], keys.stream(key, "augment"), config.augment)
-        conditions = conditioning.drop(
-            conditioning.Conditions(label=batch["label"]),
-            keys.stream(key, "drop"),
-            config.condition_dropout,
-        )
+        seen = examples.make(batch, key, generator)
 
-        def loss_fn(params: Params) -> tuple[Array, dict[str, Array]]:
-            def predict(x_t: Array, log_snr: Array) -> Array:
-                return module.apply(
-                    unet,
-                    params,
-                    x_t,
-                    log_snr,
-                    conditions,
-                    key=keys.stream(key, "dropout"),
-                    train=True,
-                )
+        def loss_fn(trainable: Params) -> tuple[Array, dict[str, Array]]:
+            params = adapter.merge(frozen, trainable) if adapter else trainable
+            return total_loss(generator, params, seen, jnp.asarray(counts, jnp.float32), key)
 
-            return process.loss(predict, x0, keys.stream(key, "noise")).mean(), {}
-
-        return train_state.update(state, optimizer, loss_fn, config.ema_decay)
+        return train_state.update(state, optimizer, loss_fn, rule)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
     return jax.jit(
@@ -89,42 +121,53 @@ def make_step(
 
 
 def train(
-    config: GeneratorConfig,
+    generator: Generator,
     images: Images,
     rows: Sequence[np.ndarray],
+    columns: Mapping[str, Any] | None = None,
+    base: Params | None = None,
     *,
-    image_shape: tuple[int, int, int],
     folder: pathlib.Path,
     device_mesh: Mesh,
     runtime: RuntimeConfig,
-) -> tuple[train_state.TrainState, Ledger]:
-    """Trains, or goes on training, in `folder`.
+) -> Ledger:
+    """Trains, or goes on training, in `folder`, and saves there what `trained.load` reads.
 
     Args:
+      generator: what is trained.
       images: the image store.
       rows: train rows [n_k] of each class in it.
-      image_shape: (height, width, channels); height equals width.
+      columns: what else is known of its images; see `annotations`.
+      base: parameters to adapt; see `GeneratorConfig.adapt`.
 
     Returns:
-      The final state (sample from its `ema`) and what the training has cost.
+      What the training has cost.
     """
+    config = generator.config
     mesh.check_batch(config.batch_size, device_mesh, "config.generator.batch_size")
-    counts = np.array([len(r) for r in rows])
-    size, _, channels = image_shape
-    params = init(config, len(rows), size, channels)
+    counts = tuple(len(r) for r in rows)
+    adapter, fresh = _adapter(config), generator.init()
+    frozen, trainable = adapter.init(_key(config, "adapt"), base, fresh) if adapter else ((), fresh)
+    rule = ema_rule(config)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    state = jax.device_put(train_state.create(params, optimizer), mesh.replicated(device_mesh))
+    whole = mesh.replicated(device_mesh)
+    if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
+        trained.save(folder, _merged(adapter, frozen, rule.init(trainable), rule))
+        return Ledger()
+    state = jax.device_put(train_state.create(trainable, optimizer, rule), whole)
+    frozen = jax.device_put(frozen, whole)
     stream = MixedStream(
         images,
         rows,
         batch_size=config.batch_size,
         seed=config.seed,
+        columns={name: (column, None) for name, column in (columns or {}).items()},
         workers=runtime.loader_workers,
     )
     with loop.Loop(
-        make_step(config, len(rows), channels, device_mesh),
+        make_step(generator, counts, device_mesh),
         stream,
-        keys.stream(keys.root(config.seed), "train"),
+        _key(config, "train"),
         steps=config.steps,
         folder=folder,
         device_mesh=device_mesh,
@@ -132,8 +175,36 @@ def train(
         tags={"stage": "generator"},
     ) as training:
         state, start = training.restore(state)
-        mixture = controllers.real_only(counts, config.sampler).mixture(0, None)
+        supply = controllers.real_only(np.array(counts), config.sampler, config.temperature)
+        mixture = supply.mixture(0, None)
         stream.set_mixture(mixture.class_weight, mixture.share)
-        state = training.run(state, start, config.steps)
-        training.save(state, config.steps)
-    return state, training.ledger
+        for until in trained.snapshot_steps(config):
+            if start >= until:
+                continue
+            state = training.run(state, start, until, frozen)
+            averages = _merged(adapter, frozen, state.ema, rule)
+            trained.save_snapshot(folder, config, averages, until)
+            training.save(state, until)
+            start = until
+    trained.save(folder, _merged(adapter, frozen, state.ema, rule))
+    if adapter:
+        first = state.ema[0] if isinstance(rule, ema.Power) else state.ema
+        lora.save(folder / "adapter", adapter, frozen, jax.device_get(first))
+    return training.ledger
+
+
+def _adapter(config: GeneratorConfig) -> lora.Adapter | None:
+    return lora.make(config.adapt) if config.adapt.base else None
+
+
+def _key(config: GeneratorConfig, name: str) -> PRNGKey:
+    return keys.stream(keys.root(config.seed), name)
+
+
+def _merged(adapter: lora.Adapter | None, frozen: Any, average: Any, rule: ema.Rule) -> Any:
+    """The average as parameters of the network."""
+    if adapter is None:
+        return average
+    if isinstance(rule, ema.Power):
+        return tuple(adapter.merge(frozen, one) for one in average)
+    return adapter.merge(frozen, average)

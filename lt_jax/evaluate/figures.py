@@ -28,6 +28,7 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 GREY = "#666666"
 
 Curve = tuple[Int[np.ndarray, "s"], Float[np.ndarray, "m s"]]
+Measured = tuple[Float[np.ndarray, "2 k"], Float[np.ndarray, "2 k"]]
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -259,6 +260,54 @@ def forest(
     axes.grid(axis="x", alpha=0.25)
     axes.set_xlabel("difference, 95% interval (filled: beyond zero)", fontsize=9)
     _clean(axes, title)
+    return figure
+
+
+def fidelity_marks(classes: Sequence[str], panels: Mapping[str, Measured]) -> Figure:
+    """By class, synthetic images (matched) and below them held-out real ones (floor), with errors.
+
+    Args:
+      classes: names, from top to bottom.
+      panels: measure -> (values of matched and of floor, their standard errors), drawn side by
+        side; NaN where the images are too few, and where no error is known.
+    """
+    figure = new_figure(1.2 + 0.34 * len(classes))
+    all_axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    rows = np.arange(len(classes))
+    labels = ("synthetic (matched)", "real, held out (floor)")
+    for axes, (measure, (values, errors)) in zip(all_axes, panels.items(), strict=True):
+        for i in range(2):
+            look, at = style(i), rows + (-0.17, 0.17)[i]
+            ends = values[i] - errors[i], values[i] + errors[i]
+            axes.hlines(at, *ends, color=look["color"], linewidth=1)
+            axes.plot(
+                values[i],
+                at,
+                color=look["color"],
+                marker=look["marker"],
+                linestyle="none",
+                markersize=5.5,
+                label=labels[i],
+            )
+        for row in np.flatnonzero(np.isnan(values).any(axis=0)):
+            axes.text(
+                0.5,
+                row,
+                "too few images",
+                transform=axes.get_yaxis_transform(),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=GREY,
+            )
+        for row in rows[::2]:
+            axes.axhspan(row - 0.5, row + 0.5, color="#00000010", linewidth=0)
+        axes.locator_params(axis="x", nbins=4)
+        axes.grid(axis="x", alpha=0.3)
+        _clean(axes, measure)
+    all_axes[0].set_yticks(rows, list(classes))
+    all_axes[0].set_ylim(len(classes) - 0.5, -0.5)
+    _legend_below(figure, all_axes[0])
     return figure
 
 

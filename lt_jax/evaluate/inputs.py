@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate.fidelity import MEASURES
 
 GROUPS = ("head", "medium", "tail")
 REASONS = ("ood", "label", "memorised")
@@ -80,12 +81,22 @@ class Dataset:
 @dataclasses.dataclass(frozen=True)
 class Pool:
     """Counts of the pool. per_class: a mapping a class, with "class", "generated", "accepted" and
-    any further counts, such as the rejections by reason."""
+    any further counts, such as the rejections by reason. fidelity: what `fidelity.report` returns,
+    and "class_names"; None where it was not measured."""
 
     generated: int
     accepted: int
     rejected: Mapping[str, int]
     per_class: Sequence[Mapping[str, Any]] = ()
+    fidelity: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The real train image that a synthetic one was made from, and the name of its class."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    label: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +104,13 @@ class Gallery:
     """Pictures by class name.
 
     real: train images. accepted: (images, scores). rejected: (images, scores, reasons).
+    sources: of each accepted image, None for one made from noise; a class may be missing.
     """
 
     real: Mapping[str, UInt8[np.ndarray, "_ h w c"]]
     accepted: Mapping[str, tuple[np.ndarray, Sequence[float]]]
     rejected: Mapping[str, tuple[np.ndarray, Sequence[float], Sequence[str]]]
+    sources: Mapping[str, Sequence[Source | None]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,3 +221,44 @@ def ledger(arm: Arm, costs: Sequence[StageCost]) -> dict[str, Any]:
     waits = [run.data_wait for run in arm.runs if run.data_wait is not None]
     wait = sum(waits) if len(waits) == len(arm.runs) else None
     return {**total(arm.runs), "data_wait": wait, "relies_on": relies_on}
+
+
+def fidelity_summary(pool: Pool | None) -> dict[str, Any] | None:
+    """What report.json keeps of a pool's fidelity; None where it was not measured.
+
+    Returns:
+      {"k": neighbours of precision, recall, density and coverage,
+       "per_class": [{"class", "n_train", "n_val", "n_synthetic": images there are,
+         "n": images a side in "matched" and "floor",
+         "matched": accepted synthetic images against train, "floor": held-out real ones (val)
+           against train, each {"fd", "kid", "kid_std", "precision", "recall", "density",
+           "coverage"}, None where the images are too few,
+         "nearest": {"synthetic_median", "val_median": cosine distance to the nearest train image,
+           "closer_than_val": share of synthetic images nearer than 95% of val, 0.05 if alike},
+         "reasons": {name of a None: why}}],
+       "macro": {"matched" | "floor": {measure: {"mean", "classes": how many have it}}}}
+    """
+    if pool is None or pool.fidelity is None:
+        return None
+    found = pool.fidelity
+    per_class = [_class_fidelity(found["class_names"], entry) for entry in found["classes"]]
+    macro = {part: found["macro"][part] for part in ("matched", "floor")}
+    return {"k": found["k"], "per_class": per_class, "macro": macro}
+
+
+def _class_fidelity(names: Sequence[str], entry: Mapping[str, Any]) -> dict[str, Any]:
+    matched, floor, nearest = entry["matched"], entry["floor"], entry["nearest"]
+    measures = (*MEASURES, "kid_std")
+    return {
+        "class": names[entry["label"]],
+        **{name: entry[name] for name in ("n_train", "n_val", "n_synthetic")},
+        "n": matched["n"],
+        "matched": {name: matched[name] for name in measures},
+        "floor": {name: floor[name] for name in measures},
+        "nearest": {
+            "synthetic_median": nearest["synthetic"]["median"],
+            "val_median": nearest["val"]["median"],
+            "closer_than_val": nearest["closer_than_val"],
+        },
+        "reasons": {**matched["reasons"], **floor["reasons"], **nearest["reasons"]},
+    }

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import figures, gallery, metrics, tables
+from lt_jax.evaluate import fidelity, figures, gallery, metrics, tables
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
     Arm,
     Dataset,
     ReportInputs,
+    fidelity_summary,
     ledger,
     sorted_runs,
 )
@@ -53,6 +54,8 @@ def draw(
     )
     for name, figure in _galleries(inputs):
         keep(name, figure)
+    if (figure := _fidelity_figure(inputs)) is not None:
+        keep("fidelity", figure)
     if panels := _curves(inputs.arms):
         keep("learning_curves", figures.learning_curves(panels))
     recalls = {name: s.recall_per_class[:, shown] for name, s in plain.items()}
@@ -85,10 +88,36 @@ def _galleries(inputs: ReportInputs) -> Iterator[tuple[str, figures.Figure]]:
         if some is not None:  # whichever is missing is shown as none
             real = some[:0] if real is None else real
             images = some[:0] if images is None else images
-            yield f"gallery_{c:03d}_accepted", gallery.side_by_side(name, real, images, scores)
+            sources = pictures.sources.get(name, ())
+            figure = gallery.side_by_side(name, real, images, scores, sources)
+            yield f"gallery_{c:03d}_accepted", figure
         images, scores, reasons = pictures.rejected.get(name, (None, (), ()))
         if images is not None and len(images):
             yield f"gallery_{c:03d}_rejected", gallery.rejected(name, images, scores, reasons)
+
+
+def _fidelity_figure(inputs: ReportInputs) -> figures.Figure | None:
+    """KID and recall by class; None where no class has images enough for either."""
+    rows = _rarest(fidelity_summary(inputs.pool))[::-1]
+
+    def both(name: str) -> np.ndarray:
+        sides = ("matched", "floor")
+        return np.array([[row[side][name] for row in rows] for side in sides], float)
+
+    kid, recall = both("kid"), both("recall")
+    if np.isnan(kid).all() and np.isnan(recall).all():
+        return None
+    panels = {
+        "KID (lower is nearer)": (kid, both("kid_std")),
+        "Recall": (recall, np.full_like(recall, np.nan)),
+    }
+    return figures.fidelity_marks([row["class"] for row in rows], panels)
+
+
+def _rarest(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The classes that are shown of a summary of fidelity, rarest first."""
+    per_class = [] if found is None else found["per_class"]
+    return sorted(per_class, key=lambda row: row["n_train"])[:MAX_CLASSES]
 
 
 def _curves(arms: tuple[Arm, ...]) -> dict[str, dict[str, figures.Curve]]:
@@ -160,6 +189,8 @@ def render(
         reasons=list(dict.fromkeys([*REASONS, *written["pool"]["rejected"]])),
         class_columns=list(dict.fromkeys(k for row in written["pool"]["per_class"] for k in row)),
         ledger=_ledger_rows(written),
+        fidelity_rows=_fidelity_rows(written["pool"]["fidelity"]),
+        least={"fd": fidelity.FD_LEAST, "nearest": fidelity.NEAREST_LEAST},
         config=json.dumps(written["config"], indent=2, ensure_ascii=False),
         evaluate=inputs.evaluate,
         number=_number,
@@ -241,6 +272,38 @@ def _doses(arms: Sequence[Mapping[str, Any]], data: Dataset) -> dict[str, Any] |
             cells.append((f"{arm['doses'][c]:.2f}" if arm["doses"] else "", ", ".join(notes)))
         rows.append((data.classes[c], cells))
     return {"arms": [arm["name"] for arm in used], "rows": rows}
+
+
+def _fidelity_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str, list[Any]]]:
+    """Rows of (class, its numbers of images, cells of synthetic above held-out real ones)."""
+    if found is None:
+        return []
+    rows = []
+    for row in _rarest(found):
+        counts = f"{row['n_train']:,} train, {row['n_val']:,} val, {row['n_synthetic']:,} synthetic"
+        nearest, closer = row["nearest"], row["nearest"]["closer_than_val"]
+        cells = [
+            *((_measure(row["matched"], m), _measure(row["floor"], m)) for m in fidelity.MEASURES),
+            (_rounded(nearest["synthetic_median"]), _rounded(nearest["val_median"])),
+            (_rounded(closer), "" if closer is None else "0.05"),
+        ]
+        rows.append((row["class"], f"{counts}; {row['n']:,} a side", cells))
+    macro = found["macro"]
+    mean = lambda part, m: _rounded(macro[part][m]["mean"])
+    cells = [
+        (mean("matched", m), f"{mean('floor', m)} (n={macro['floor'][m]['classes']})")
+        for m in fidelity.MEASURES
+    ]
+    return [*rows, ("Mean", "over n classes", [*cells, ("", ""), ("", "")])]
+
+
+def _measure(side: Mapping[str, float | None], name: str) -> str:
+    error = side.get(f"{name}_std")
+    return _rounded(side[name]) + ("" if error is None else f" ± {error:.2g}")
+
+
+def _rounded(value: float | None) -> str:
+    return "too few" if value is None else f"{value:.3g}"
 
 
 def _few_groups(written: Mapping[str, Any]) -> list[str]:

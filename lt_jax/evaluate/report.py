@@ -5,7 +5,8 @@ report.json last and by rename, so that a folder with report.json holds a whole 
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
 null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`, `shares`, `doses`,
 `unmet`, `uses_pool`, `ledger.data_wait`, `ledger.relies_on` and, for pool arms, `paired_real`
-(against the arm on real images alone that is best on val) per arm; `costs`, `skipped_images`,
+(against the arm on real images alone that is best on val) per arm; `pool.fidelity` (as described
+at `inputs.fidelity_summary`; null where it was not measured); `costs`, `skipped_images`,
 `absent_test_classes`, `test_groups_per_class`, `tau` and `summary`.
 """
 
@@ -27,7 +28,9 @@ from lt_jax.evaluate.inputs import (
     Pool,
     ReportInputs,
     Run,
+    Source,
     StageCost,
+    fidelity_summary,
     ledger,
     sorted_runs,
 )
@@ -42,6 +45,7 @@ __all__ = [
     "Pool",
     "ReportInputs",
     "Run",
+    "Source",
     "StageCost",
     "read",
     "text_table",
@@ -205,6 +209,7 @@ def _pool(pool: Pool | None) -> dict[str, Any]:
         "accepted": pool.accepted,
         "rejected": {**dict.fromkeys(REASONS, 0), **pool.rejected},
         "per_class": pool.per_class,
+        "fidelity": fidelity_summary(pool),
     }
 
 

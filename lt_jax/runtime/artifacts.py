@@ -21,6 +21,7 @@ from lt_jax.errors import UserError
 from lt_jax.runtime import files
 from lt_jax.runtime.ledger import Ledger
 
+MARK = "artifact.json"  # written last, into a finished stage's folder
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -67,7 +68,7 @@ class Store:
 
     def done(self, spec: Spec) -> bool:
         """Whether it is finished."""
-        return (self.folder(spec) / "artifact.json").exists()
+        return (self.folder(spec) / MARK).exists()
 
     def open(self, spec: Spec) -> pathlib.Path:
         """Makes the folder of unfinished work, and the workdir's link to it."""
@@ -89,12 +90,12 @@ class Store:
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         files.write_atomically(
-            self.folder(spec) / "artifact.json", json.dumps(description, indent=1), "an artifact"
+            self.folder(spec) / MARK, json.dumps(description, indent=1), "an artifact"
         )
 
     def ledger(self, spec: Spec) -> Ledger:
         """What the finished artifact has cost."""
-        description = json.loads((self.folder(spec) / "artifact.json").read_text())
+        description = json.loads((self.folder(spec) / MARK).read_text())
         return Ledger.of(description["ledger"])
 
 

@@ -132,6 +132,65 @@ def test_shares_of_zero_reproduce_the_real_only_run(data, tmp_path):
     assert_equal_trees(alone, offered)
 
 
+def extra_of(data, weight):
+    """Synthetic images of every class whose labels are of class k + 1 for the rest."""
+    labels = np.repeat([0, 1, 2], 6)
+    pool = np.random.default_rng(1).integers(0, 256, (18, 8, 8, 1), dtype=np.uint8)
+    whole = np.zeros(len(data.real), int)  # labels of the real store, as far as they are drawn
+    for label, rows in enumerate(data.train_rows):
+        whole[rows] = label
+    soft = train.SoftLabels(whole, (labels + 1) % 3, np.full(18, weight))
+    rows = np.split(np.arange(18), 3)
+    return dataclasses.replace(data, extra=pool, extra_rows=rows, soft=soft)
+
+
+def test_labels_of_weight_one_change_no_bit(data, tmp_path):
+    mixed = controllers.Uniform(controllers.Supply((37, 13, 5), (6, 6, 6)), 0.5)
+    soft = extra_of(data, 1.0)
+    hard, _ = fit(dataclasses.replace(soft, soft=None), tmp_path / "hard", mixed)
+    weighted, _ = fit(soft, tmp_path / "soft", mixed)
+    assert_equal_trees(hard, weighted)
+    losses = [
+        [line["loss"] for line in metrics.read(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        for name in ("hard", "soft")
+    ]
+    assert losses[0] and losses[0] == losses[1]
+    halves, _ = fit(extra_of(data, 0.5), tmp_path / "half", mixed)
+    leaves = zip(jax.tree.leaves(hard), jax.tree.leaves(halves), strict=True)
+    assert any((left != right).any() for left, right in leaves)
+
+
+def test_a_soft_label_is_its_share_of_both_labels_losses(data):
+    step = train.make_step(RECIPE, 3, mesh.make_mesh(1))
+    rng = np.random.default_rng(2)
+    labels, others = (rng.integers(0, 3, 16).astype(np.int32) for _ in range(2))
+    params = jax.tree.map(  # the last layer begins with zeros, for which all labels are alike
+        lambda leaf: np.asarray(leaf) + 0.3 * rng.standard_normal(leaf.shape, np.float32),
+        train.init(RECIPE, 3, data.image_shape),
+    )
+    optimizer = train_state.make_optimizer(RECIPE.optimizer, RECIPE.steps)
+
+    def loss(first, **soft):
+        state = train_state.create(params, optimizer, ema=False)
+        batch = {"image": data.real[:64:4], "label": first, "synthetic": np.ones(16, bool), **soft}
+        values = step(state, batch, keys.root(0), data.counts.astype(np.float32))[1]
+        return float(values["loss"]), float(values["gradient_norm"])
+
+    def soft(first, second, weight):
+        weight = np.broadcast_to(np.float32(weight), 16)
+        return loss(first, other_label=second, label_weight=weight)
+
+    assert soft(labels, others, 1.0) == loss(labels)
+    (first, _), (second, _) = loss(labels), loss(others)
+    assert abs(first - second) > 0.01
+    mixed, _ = soft(labels, others, 0.3)
+    assert mixed == pytest.approx(0.3 * first + 0.7 * second, rel=1e-5)
+    # Weights of 0 and 1 choose one of an image's own labels.
+    chosen = rng.random(16) < 0.5
+    picked = loss(np.where(chosen, labels, others))
+    assert soft(labels, others, chosen) == pytest.approx(picked, rel=1e-5)
+
+
 def test_effective_counts_are_real_plus_synthetic_under_instance_sampling():
     supply = controllers.Supply((40, 8, 2), (100, 100, 3))
     mixture = controllers.FillToHead(supply).mixture(0, None)

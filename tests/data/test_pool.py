@@ -39,6 +39,9 @@ def columns(indices: np.ndarray) -> dict[str, np.ndarray]:
     return {
         "index": indices,
         "label": LABELS[indices],
+        "source_label": LABELS[indices],
+        "label_weight": np.ones(len(indices), np.float32),
+        "conditions": [f'{{"source": "image {i}"}}' for i in indices],
         "score": indices.astype(np.float32) / 8,
         "label_probability": 1 - indices.astype(np.float32) / 8,
         "verdict": VERDICTS[indices],

@@ -149,6 +149,18 @@ def test_perfect_prediction_has_no_loss_and_zero_prediction_that_of_its_target(p
         np.testing.assert_allclose(zero, np.ones(4), atol=5 / np.sqrt(8 * 8 * 3 / 2))
 
 
+def test_loss_is_its_two_halves_and_draws_are_those_of_the_schedule(getkey):
+    process = VPProcess(LinearSchedule())
+    x0, key = images(getkey(), 6), getkey()
+    predict = lambda x_t, log_snr: jnp.tanh(x_t) * bar(jax.nn.sigmoid(log_snr))
+    noised = process.draw(x0, key)
+    halves = process.error(predict(noised.x_t, noised.log_snr), x0, noised)
+    np.testing.assert_array_equal(halves, process.loss(predict, x0, key))
+    np.testing.assert_array_equal(noised.log_snr, process.schedule.log_snr(noised.t))
+    np.testing.assert_array_equal(noised.x_t, process.add_noise(x0, noised.noise, noised.log_snr))
+    assert np.all((noised.t >= 0) & (noised.t < 1))
+
+
 def test_loss_of_one_example_is_unmoved_by_another(getkey):
     process = VPProcess(CosineSchedule())
     x0, key = images(getkey(), 6), getkey()

@@ -16,7 +16,7 @@ CLASSES = 3
 def fake_program(calls=None):
     """Image i is filled with i mod 251; two of three candidates are accepted, by index alone."""
 
-    def program(indices):
+    def program(indices, request=None):
         if calls is not None:
             calls.extend(np.unique(np.asarray(indices)).tolist())
         images = jnp.broadcast_to((indices % 251)[:, None, None, None], (len(indices), 4, 4, 1))
@@ -25,6 +25,16 @@ def fake_program(calls=None):
         return images.astype(jnp.uint8), Verdict(ones, ones, reason == 0, reason)
 
     return program
+
+
+def asked(indices):
+    """Requests that ask for nothing but a class."""
+    columns = {
+        "source_label": indices % CLASSES,
+        "label_weight": np.ones(len(indices), np.float32),
+        "conditions": ["{}"] * len(indices),
+    }
+    return None, columns
 
 
 def info():
@@ -47,6 +57,7 @@ def fill(folder, wanted, batch_size, program=None, max_attempts=3.0):
     costs = synthesize.synthesize(
         config,
         program or fake_program(),
+        asked,
         np.array(wanted),
         PoolWriter(folder, info()),
         device_mesh=mesh.make_mesh(1),
@@ -77,7 +88,7 @@ def test_accepted_set_is_independent_of_the_batch_size(tmp_path):
 
 
 def test_budget_ends_a_class_that_is_never_accepted(tmp_path):
-    def never(indices):
+    def never(indices, request):
         images, verdict = fake_program()(indices)
         rejected = jnp.full(len(indices), int(Reason.LABEL))
         return images, verdict.replace(accepted=rejected == 0, reason=rejected)
@@ -90,7 +101,7 @@ def test_budget_ends_a_class_that_is_never_accepted(tmp_path):
 def test_interrupted_generation_goes_on_without_duplicates(tmp_path):
     calls = []
 
-    def interrupted(indices):
+    def interrupted(indices, request):
         if len(calls) >= 16:
             raise KeyboardInterrupt
         return fake_program(calls)(indices)

@@ -1,0 +1,226 @@
+"""The compiled program: image i whatever its batch and devices, known pixels, evaluations."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax.config import (
+    ClassifierConfig,
+    ConditionsConfig,
+    GeneratorConfig,
+    GuidanceConfig,
+    SelectionConfig,
+    SketchConfig,
+    SynthesizeConfig,
+    UNetConfig,
+    ViTConfig,
+)
+from lt_jax.data import augment
+from lt_jax.diffusion import annotations, synthesize, trained
+from lt_jax.diffusion.generator import Generator
+from lt_jax.diffusion.requests import Request, Requests
+from lt_jax.models import classifier, conditioning, module
+from lt_jax.models.unet import UNet
+from lt_jax.runtime import keys, mesh
+from lt_jax.selection import ood, select
+from tests.diffusion.lesion_set import MANIFEST, MASKS, SIZE, TRAIN
+
+SHAPE = (SIZE, SIZE, 1)
+EVERYTHING = ("label", "boxes", "device", "attributes", "mask", "sketch")
+CONDITIONS = ConditionsConfig(
+    boxes="channel",
+    max_boxes=2,
+    device="device",
+    attributes=("age",),
+    mask=True,
+    sketch=True,
+    inpaint=True,
+    augmentation=True,
+)
+KNOWN = annotations.annotate(MANIFEST, MASKS, CONDITIONS, 1)
+MODEL = UNetConfig(channels=(8,), blocks=1, attention_resolutions=(), embedding=8)
+GENERATOR = Generator(
+    GeneratorConfig(model=MODEL, conditions=CONDITIONS, sketch=SketchConfig(source="mask")),
+    KNOWN.vocabulary,
+    SHAPE,
+)
+EXTRACTOR = ClassifierConfig(
+    vit=ViTConfig(variant="custom", width=8, depth=1, heads=2, mlp=8, patch_size=8)
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (len(MANIFEST), *SHAPE), dtype=np.uint8)
+CONFIGS = {
+    config.method: dataclasses.replace(config, given=EVERYTHING, source="all")
+    for config in (
+        SynthesizeConfig(method="generate", steps=2, sampler="ancestral"),
+        SynthesizeConfig(
+            method="inpaint", steps=2, sampler="heun", guidance=GuidanceConfig(mode="composed")
+        ),
+        SynthesizeConfig(method="repaint", steps=2, repaint_jump=1, repaint_resamples=2),
+        SynthesizeConfig(method="translate", steps=2, sampler="dpmpp_2m_sde", threshold="dynamic"),
+    )
+}
+INDICES = np.arange(8, dtype=np.int32)
+
+
+def disturbed(params, seed):
+    """Parameters of which none is zero, as those that networks begin with are."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.2 * rng.standard_normal(leaf.shape, np.float32), params
+    )
+
+
+@functools.cache
+def parameters():
+    """Of the generator and the extractor, and gates that let some images pass."""
+    network = classifier.make(EXTRACTOR, 3)
+    extractor = disturbed(
+        module.init(network, keys.root(1), jnp.zeros((1, *SHAPE)), train=False), 1
+    )
+    forward = jax.jit(lambda images: module.apply(network, extractor, images, train=False))
+    logits, features = forward(augment.normalize(jnp.asarray(IMAGES[TRAIN])))
+    labels = MANIFEST.labels[TRAIN]
+    config = SelectionConfig(keep_rate=0.6, label_probability=0.3)
+    gates = select.calibrate(ood.make(config, 3), features, logits, labels, config, 0)
+    return disturbed(GENERATOR.init(), 0), extractor, gates
+
+
+def run(config, indices=INDICES, devices=8, params=None, **changes):
+    """The request of candidates `indices`, and the program's images and verdict."""
+    requests = Requests(config, GENERATOR, KNOWN, MANIFEST, IMAGES)
+    networks = synthesize.Networks(GENERATOR, EXTRACTOR, requests.present)
+    device_mesh = mesh.make_mesh(devices)
+    program = synthesize.make_program(config, networks, device_mesh)
+    request, _ = requests(indices)
+    request = request.replace(**changes)
+    unet, extractor, gates = parameters()
+    held = jax.device_put(
+        (unet if params is None else params, extractor, gates, keys.root(3)),
+        mesh.replicated(device_mesh),
+    )
+    return request, *jax.device_get(program(*held, jnp.asarray(indices), request))
+
+
+@functools.cache
+def whole(method):
+    """Candidates 0 to 7, one on each device."""
+    return run(CONFIGS[method])
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_image_i_is_the_same_in_any_batch_and_on_any_number_of_devices(method):
+    """Eight on eight devices, one each, beside four of them, in another order, on one."""
+    _, images, verdict = whole(method)
+    assert len(np.unique(images.reshape(8, -1), axis=0)) == 8
+    rows = np.array([5, 2, 7, 0])
+    _, others, other_verdict = run(CONFIGS[method], indices=INDICES[rows], devices=1)
+    assert np.abs(images[rows].astype(int) - others).max() <= 1  # rounding falls differently
+    np.testing.assert_array_equal(verdict.reason[rows], other_verdict.reason)
+    np.testing.assert_array_equal(verdict.accepted[rows], other_verdict.accepted)
+    np.testing.assert_allclose(verdict.scores[rows], other_verdict.scores, rtol=0.05)
+
+
+def test_verdicts_differ():
+    """So that their being equal above says something."""
+    reasons = np.concatenate([whole(method)[2].reason for method in CONFIGS])
+    assert len(set(reasons.tolist())) > 1
+
+
+@pytest.mark.parametrize("method", ["inpaint", "repaint"])
+def test_pixels_outside_the_hole_are_the_source_s_byte_for_byte(method):
+    request, images, _ = whole(method)
+    outside = request.hole == 0
+    assert 0.05 < outside.mean() < 0.95
+    np.testing.assert_array_equal(images[outside], request.source[outside])
+    assert (images[~outside] != request.source[~outside]).mean() > 0.9
+
+
+def test_a_slightly_noised_source_comes_back_and_a_drowned_one_does_not():
+    config = CONFIGS["translate"]
+    away = {}
+    for start in (0.01, 1.0):
+        request, images, _ = run(config, start=np.full(8, start, np.float32))
+        away[start] = np.abs(images.astype(int) - request.source)
+    assert away[0.01].max() <= 32 and away[0.01].mean() < 6
+    assert away[1.0].mean() > 40
+
+
+def test_what_is_told_reaches_the_network():
+    """Of images that are generated: each condition by itself changes them."""
+    request, images, _ = whole("generate")
+    null = conditioning.null_like(request.conditions)
+    for name in EVERYTHING:
+        if name == "sketch":  # taken from `drawn` on device
+            changes = {"drawn": request.drawn[::-1], "drawn_mask": request.drawn_mask[::-1]}
+        else:
+            changes = {"conditions": request.conditions.replace(**{name: getattr(null, name)})}
+        _, other, _ = run(CONFIGS["generate"], **changes)
+        assert (other != images).any(), name
+
+
+def test_images_are_made_from_the_average_that_is_asked_for(tmp_path):
+    config = dataclasses.replace(GENERATOR.config, ema="power", ema_lengths=(0.05, 0.2))
+    generator = dataclasses.replace(GENERATOR, config=config)
+    short, long = parameters()[0], disturbed(GENERATOR.init(), 5)
+    trained.save(tmp_path, (short, long))
+    _, expected, _ = run(CONFIGS["generate"], params=long)
+    _, images, _ = run(CONFIGS["generate"], params=trained.load(tmp_path, generator, 0.2))
+    np.testing.assert_array_equal(images, expected)
+    _, first, _ = run(CONFIGS["generate"], params=trained.load(tmp_path, generator))
+    np.testing.assert_array_equal(first, whole("generate")[1])
+    assert (first != images).any()
+
+
+COMPOSED = GuidanceConfig(mode="composed")
+LIMITED = GuidanceConfig(log_snr_low=-3.0, log_snr_high=3.0, rescale=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"sampler": "ddim", "guidance_scale": 1.0}, 3),
+        ({"sampler": "ddim", "guidance_scale": 2.0}, 6),
+        ({"sampler": "ddim", "guidance_scale": 1.0, "given": ()}, 3),
+        ({"sampler": "dpmpp_2m_sde", "guidance": COMPOSED}, 9),
+        ({"sampler": "heun", "guidance_scale": 1.0}, 5),
+        ({"sampler": "heun", "guidance": COMPOSED}, 15),
+        ({"sampler": "ancestral", "guidance_scale": 0.0, "guidance": LIMITED}, 6),
+        ({"method": "translate", "sampler": "heun", "guidance_scale": 2.0}, 10),
+        ({"method": "repaint", "repaint_jump": 1, "repaint_resamples": 3}, 14),
+    ],
+)
+def test_evaluations_are_the_network_s(settings, expected, monkeypatch):
+    """Counted in the running program: images that the network is asked about, a candidate."""
+    asked = []
+
+    def apply(network, params, images, *args, **static):
+        if not isinstance(network, UNet):
+            return jnp.zeros((len(images), 2)), jnp.zeros((len(images), 4))
+        jax.debug.callback(lambda count: asked.append(int(count)), len(images))
+        return 0.5 * images
+
+    monkeypatch.setattr(module, "apply", apply)
+    config = SynthesizeConfig(steps=3, **{"given": ("label", "device"), **settings})
+    vocabulary = conditioning.Vocabulary(2, devices=2)
+    networks = synthesize.Networks(
+        Generator(GeneratorConfig(), vocabulary, (4, 4, 1)), EXTRACTOR, config.given
+    )
+    # Past the cache: a program that knows nothing of the real network must not stay there.
+    program = synthesize.make_program.__wrapped__(config, networks, mesh.make_mesh(1))
+    conditions = conditioning.nulls(vocabulary, 2, 4, 4).replace(label=jnp.array([0, 1]))
+    request = Request(
+        conditions,
+        source=np.zeros((2, 4, 4, 1), np.uint8),
+        hole=np.ones((2, 4, 4, 1), np.float32),
+        start=np.full(2, 0.5, np.float32),
+    )
+    gates = select.Gates(
+        ood.make(SelectionConfig(score="none"), 2), (), jnp.zeros(2), jnp.zeros(())
+    )
+    program((), (), gates, keys.root(0), jnp.arange(2), request)
+    jax.effects_barrier()
+    assert sum(asked) / 2 == expected == synthesize.evaluations(config, networks)

@@ -3,19 +3,22 @@
 import ml_collections
 
 
-def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Least steps, networks, images and seeds; everything else as it is."""
+def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections.ConfigDict:
+    """Least steps, networks, images and seeds, and a UNet of so many levels; else as it is."""
     with config.unlocked():
         config.data.image_size = 8
         for part in (config.generator, config.extractor, config.classify):
             part.update(steps=4, batch_size=16)
-        config.generator.model.update(
-            channels=(8, 16),
+        unet = config.generator.model
+        unet.update(
+            channels=(8, 16)[:levels],
             blocks=1,
-            attention_resolutions=(2,),
+            attention_resolutions=(8 // 2**levels,),  # the coarsest level's
+            groups=min(unet.groups, 4),
             embedding=16,
             patch_size=2,
         )
+        config.generator.ema_snapshots = 2
         vit = {
             "variant": "custom",
             "width": 16,
@@ -29,6 +32,7 @@ def shrink(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             part.model.resnet.update(channels=(8,), blocks=(1,))
         config.classify.update(rounds=2, seeds=(0, 1))
         config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)
+        config.synthesize.update(repaint_jump=1, repaint_resamples=2)
         # A network of four steps passes no honest gate; this run is about the plumbing.
         config.synthesize.selection.update(score="none", label_probability=0.0)
         config.evaluate.update(resamples=100, permutations=100)

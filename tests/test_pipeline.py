@@ -1,6 +1,7 @@
 """The whole pipeline, tiny: every config end to end, and what must not happen to a workdir."""
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,6 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from lt_jax import config as config_lib
 from lt_jax import dry_run, pipeline
@@ -18,21 +18,49 @@ from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
 from lt_jax.runtime import faults, files, mesh
+from tests import layouts
 from tests.shrink import shrink
 from tests.test_golden_configs import CONFIGS, load
 
 ROOT = pathlib.Path(__file__).parents[1]
+MOST_IMBALANCED = 4.0  # that a tiny set can be made
+LAYOUTS = {
+    "ham10000": layouts.ham10000,
+    "isic2019": layouts.isic2019,
+    "busi": layouts.busi,
+    "tfds:cifar10": functools.partial(layouts.cifar, name="cifar10"),
+    "tfds:cifar100": functools.partial(layouts.cifar, name="cifar100"),
+}
+# What the pool notes of its images, by config; a class is told in all.
+TOLD = {
+    "busgen": {"boxes", "device"},
+    "busi": {"boxes", "device"},
+    "phantom": {"boxes", "device"},
+    "ham10000_inpaint": {"source"},
+}
 
 
 def tiny(name="digits"):
-    config = shrink(load(ROOT / "configs" / f"{name}.py"))
-    if name == "digits":  # few arms: the others take the same paths
-        with config.unlocked():
-            arms = config.classify.arms.to_dict()
+    # Two levels where resampling is what is special; a level is a third of a tiny run's time.
+    levels = 2 if name in ("digits", "busgen") else 1
+    config = shrink(load(ROOT / "configs" / f"{name}.py"), levels)
+    with config.unlocked():
+        arms = config.classify.arms.to_dict()
+        if name == "digits":
             kept = ("ce", "synthetic_fill_to_head", "source_replay")
-            config.classify.arms = {name: arms[name] for name in kept}
             config.data.imbalance_factor = 10.0
+        else:
+            kept = fewest(arms, config.evaluate.baseline)
+            config.classify.seeds = (0,)
+            config.data.imbalance_factor = min(config.data.imbalance_factor, MOST_IMBALANCED)
+        config.classify.arms = {name: arms[name] for name in kept}
     return config
+
+
+def fewest(arms, baseline):
+    """The baseline and one arm with synthetic images, where there is one: others take its path."""
+    pooled = [name for name, arm in arms.items() if arm["controller"] == "fill_to_head"]
+    return (baseline, pooled[0]) if pooled else tuple(arms)
 
 
 @pytest.fixture(scope="module")
@@ -44,40 +72,40 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def dermoscopy(tmp_path_factory):
-    """A set in HAM10000's layout: twelve lesions a class, the first with two images."""
-    root = tmp_path_factory.mktemp("ham")
-    (root / "HAM10000_images").mkdir()
-    rng = np.random.default_rng(0)
-    lines = ["lesion_id,image_id,dx,dx_type,age,sex,localization"]
-    for k, dx in enumerate(("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")):
-        for n in range(13):
-            name = f"ISIC_{k:02d}{n:02d}"
-            lines.append(f"HAM_{k}_{max(n, 1)},{name},{dx},histo,50.0,male,back")
-            pixels = rng.integers(0, 120, (30, 40, 3)) + 15 * np.array([k, 6 - k, 3])
-            Image.fromarray(pixels.astype(np.uint8)).save(root / f"HAM10000_images/{name}.jpg")
-    (root / "HAM10000_metadata.csv").write_text("\n".join(lines) + "\n")
-    return root
+def root_of(tmp_path_factory):
+    """`root_of(source)`: where a tiny set of that source lies, in its official layout."""
+
+    @functools.cache
+    def write(source):
+        return str(LAYOUTS[source](tmp_path_factory.mktemp("set")))
+
+    return lambda source: write(source) if source in LAYOUTS else ""
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_runs_end_to_end(path, tmp_path, finished, dermoscopy):
+def test_every_config_runs_end_to_end(path, tmp_path, finished, root_of):
     if path.stem == "digits":
         workdir = finished
     else:
         workdir = tmp_path / "run"
         config = tiny(path.stem)
         with config.unlocked():
-            config.data.root = str(dermoscopy)
-            config.classify.seeds = (0,)
+            config.data.root = root_of(config.data.source)
+            if config.data.source.startswith("phantom"):
+                config.data.source = "phantom:24"
         pipeline.Pipeline(config, workdir).run()
     report = json.loads((workdir / "report.json").read_text())
     assert report["version"] == 1
     assert {arm["name"] for arm in report["arms"]}
     makes_images = any(arm["controller"] != "none" for arm in report["arms"])
+    assert makes_images or path.stem == "ham10000_28"  # which compares networks
     assert (report["pool"]["accepted"] > 0) == makes_images
     assert report["dataset"]["test_openings"] == 1
     assert (workdir / "report.html").stat().st_size > 10_000
+    if makes_images:
+        pool = PoolReader(workdir / "synthesize", report["dataset"]["manifest_sha256"])
+        told = {name for note in pool.columns["conditions"] for name in json.loads(note)}
+        assert told == TOLD.get(path.stem, set())
 
 
 def test_second_run_does_nothing(finished, capsys):

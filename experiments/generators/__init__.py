@@ -1,0 +1,1 @@
+"""Which generator helps the tail."""

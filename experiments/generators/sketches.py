@@ -1,0 +1,106 @@
+r"""Do samples obey a sketch that is given? Edge F1 against chance, by class of the sketch's image.
+
+    python -m experiments.generators.sketches --config=configs/phantom.py --out=runs/generators
+
+Takes the generator of the variant `sketch`, gives it class and sketch of val images, which it has
+not seen, and compares the edges of what it makes with the sketch: beside them the edges of samples
+that were given the class alone, and the F1 of sketches of other images of the same class (chance).
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+from experiments.generators import generators
+from lt_jax.data import augment
+from lt_jax.diffusion import guidance, samplers, sketch, trained
+from lt_jax.diffusion.generator import Generator
+from lt_jax.models import conditioning, module
+from lt_jax.runtime import files, keys, mesh
+from lt_jax.shapes import Array, Images, Params
+
+FLAGS = flags.FLAGS
+PER_CLASS = 32
+
+
+def samples(
+    generator: Generator,
+    params: Params,
+    config: Any,
+    conditions: conditioning.Conditions,
+    seed: int,
+) -> Images:
+    """One image a condition, as the synthesize stage makes them."""
+    count = conditions.label.shape[0]
+    each = keys.per_example(keys.root(seed), jnp.arange(count))
+    noise = jax.vmap(lambda key: jax.random.normal(key, generator.image_shape))(each)
+
+    def predict(x_t: Array, log_snr: Array, told: Any) -> Array:
+        return module.apply(generator.unet, params, x_t, log_snr, told, train=False)
+
+    present = tuple(name for name in ("label", "sketch") if jnp.any(getattr(conditions, name) >= 0))
+    denoise = guidance.denoiser(
+        generator.process,
+        predict,
+        conditions,
+        conditioning.null_like(conditions),
+        guidance.make(config, present),
+    )
+    return jax.jit(lambda x: samplers.make(config, generator.process).sample(denoise, x))(noise)
+
+
+def measure(context: Any, seed: int = 0) -> dict[str, Any]:
+    """F1 of each class's samples with and without their sketch, and chance."""
+    manifest, images = context.data
+    generator, config = context.generator, context.config
+    params = trained.load(context.folder("generator"), generator)
+    val = manifest.rows("val")
+    found = []
+    for k, name in enumerate(manifest.classes):
+        rows = val[manifest.labels[val] == k][:PER_CLASS]
+        drawn = augment.normalize(images[rows])
+        asked = sketch.edges(drawn, config.generator.sketch.scale)
+        told = conditioning.nulls(generator.vocabulary, len(rows), *generator.image_shape[:2])
+        told = told.replace(label=jnp.full(len(rows), k, jnp.int32))
+        values = {"chance": sketch.chance_f1(asked, asked)}
+        for way, conditions in (("with", told.replace(sketch=asked)), ("without", told)):
+            made = samples(generator, params, config.synthesize, conditions, seed)
+            made = augment.normalize(augment.quantize(made))
+            values[way] = sketch.edge_f1(sketch.edges(made, config.generator.sketch.scale), asked)
+        found.append(
+            {
+                "class": name,
+                "n": len(rows),
+                **{
+                    way: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1))}
+                    for way, v in values.items()
+                },
+            }
+        )
+    return {"edge_f1": found}
+
+
+def main(_: list[str]) -> None:
+    """Prints the table and writes sketches.json."""
+    logging.set_verbosity(logging.WARNING)
+    out = pathlib.Path(FLAGS.out)
+    run = generators.pipeline_of(FLAGS.config, out, "sketch")
+    mesh.configure_devices(run.config.runtime.cpu_devices, str(out / ".jax_cache"))
+    found = measure(run.context())
+    files.write_atomically(out / "sketches.json", json.dumps(found, indent=1), "the sketches")
+    print("| class | n | with its sketch | without | chance |\n|---|---|---|---|---|")
+    for row in found["edge_f1"]:
+        cells = (
+            f"{row[w]['mean']:.3f} ± {row[w]['std']:.3f}" for w in ("with", "without", "chance")
+        )
+        print(f"| {row['class']} | {row['n']} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

@@ -14,7 +14,7 @@ from lt_jax.diffusion import annotations, guidance, requests, synthesize
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
 from lt_jax.models.conditioning import Vocabulary
-from lt_jax.runtime import mesh
+from lt_jax.runtime import ema, mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,11 @@ def vocabulary(config: Config) -> Vocabulary:
     elif conditions.device:
         held = (record.attributes.get(conditions.device) for record in source.records())
         devices = {None if value is None else str(value) for value in held}
+    if conditions.device and not devices - {None}:
+        raise ConfigError(
+            f"config.generator.conditions.device: no image of this set has a "
+            f"{conditions.device!r}; name another column, or leave it empty"
+        )
     return annotations.make_vocabulary(
         conditions, len(source.classes), len(devices - {None}), config.data.channels
     )
@@ -86,6 +91,22 @@ def check_synthesis(config: Config, known: Vocabulary) -> None:
     part, channels = config.synthesize, config.data.channels
     size = config.data.image_size
     requests.check(part, known, tuple(sources.load(config.data).classes))
+    ema.make(config.generator.ema, config.generator.ema_decay, config.generator.ema_lengths)
+    if part.ema_length and config.generator.ema != "power":
+        raise ConfigError(
+            f"config.synthesize.ema_length: got {part.ema_length}; takes 0 unless "
+            "config.generator.ema is power"
+        )
+    alone = part.method == "inpaint" or (
+        part.guidance.mode == "composed" and len(set(part.given) & set(known.names)) > 1
+    )
+    guided = part.guidance.mode == "composed" or part.guidance_scale != 1
+    if alone and guided and config.generator.conditions.label_dropout == 0:
+        raise ConfigError(
+            "config.generator.conditions.label_dropout: got 0.0, but guidance asks the generator "
+            "for images with their surroundings, or other conditions, and no label; takes a rate "
+            "above 0 (0.1, say), so that it is trained for that"
+        )
     guidance.make(part, known.names)
     synthesize.make_sampler(part, Generator(config.generator, known, (size, size, channels)))
 

@@ -64,14 +64,14 @@ def _prepare(folder: pathlib.Path, context: Context) -> Ledger:
 def _generator(folder: pathlib.Path, context: Context) -> Ledger:
     manifest, images = context.data
     known, generator = context.annotations, context.generator
+    meanings = trained.meanings(manifest.classes, generator, known)
+    hashes = np.array(manifest.image_sha256)
+    seen = set(hashes[manifest.rows("train")].tolist())
     base = None
     if start := context.config.generator.adapt.base:
-        base = trained.load_base(
-            pathlib.Path(start),
-            manifest.classes,
-            known.devices,
-            generator.config.conditions.attributes,
-        )
+        held_out = hashes[np.array(manifest.splits) != "train"].tolist()
+        base, before = trained.load_base(pathlib.Path(start), meanings, held_out)
+        seen |= set(before)
     costs = diffusion_train.train(
         generator,
         images,
@@ -82,7 +82,7 @@ def _generator(folder: pathlib.Path, context: Context) -> Ledger:
         device_mesh=context.mesh,
         runtime=context.config.runtime,
     )
-    trained.describe(folder, generator, manifest.classes, known)
+    trained.describe(folder, generator, meanings, seen)
     return costs
 
 

@@ -4,7 +4,10 @@ import ml_collections
 
 
 def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections.ConfigDict:
-    """Least steps, networks, images and seeds, and a UNet of so many levels; else as it is."""
+    """Least steps, networks, images and seeds; else as it is.
+
+    The UNet has one or two `levels`, and attention where it has two.
+    """
     with config.unlocked():
         config.data.image_size = 8
         for part in (config.generator, config.extractor, config.classify):
@@ -13,7 +16,7 @@ def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections
         unet.update(
             channels=(8, 16)[:levels],
             blocks=1,
-            attention_resolutions=(8 // 2**levels,),  # the coarsest level's
+            attention_resolutions=(2,),
             groups=min(unet.groups, 4),
             embedding=16,
             patch_size=2,

@@ -34,3 +34,8 @@ def test_docstring_gives_the_command(path):
     text = path.read_text()
     assert f"--config=configs/{path.name}" in text
     assert "Takes" in text and "gives" in text, "say how long it takes and what it gives"
+
+
+def test_no_golden_outlives_its_config():
+    held = (goldens.FOLDER / "golden_configs").iterdir()
+    assert {path.stem for path in held} <= {path.stem for path in CONFIGS}

@@ -41,7 +41,7 @@ TOLD = {
 
 
 def tiny(name="digits"):
-    # Two levels where resampling is what is special; a level is a third of a tiny run's time.
+    # Two levels where they are what is special: they take a third of a tiny run's time.
     levels = 2 if name in ("digits", "busgen") else 1
     config = shrink(load(ROOT / "configs" / f"{name}.py"), levels)
     with config.unlocked():

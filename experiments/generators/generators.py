@@ -93,7 +93,7 @@ def _finished(context: Any, name: str) -> bool:
         for stage, spec in context.specs.items()
         if stage == name or stage.startswith(f"classify/{name}/")
     ]
-    return all(context.store.done(spec) for spec in specs)
+    return bool(specs) and all(context.store.done(spec) for spec in specs)
 
 
 def describe_pool(context: Any) -> dict[str, Any]:
@@ -170,7 +170,8 @@ def main(_: list[str]) -> None:
     """Trains the variants, or collects what is finished."""
     logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(_OUT.value)
-    runs = {name: pipeline_of(_CONFIG.value, out, name) for name in _VARIANTS.value}
+    names = dict.fromkeys([variants_lib.BASELINE] * _COLLECT.value + _VARIANTS.value)
+    runs = {name: pipeline_of(_CONFIG.value, out, name) for name in names}
     runtime = next(iter(runs.values())).config.runtime
     mesh.configure_devices(runtime.cpu_devices, str(out / ".jax_cache"))
     if not _COLLECT.value:

@@ -35,7 +35,7 @@ def samples(
     conditions: conditioning.Conditions,
     seed: int,
 ) -> Images:
-    """One image a condition, as the synthesize stage makes them."""
+    """One image a condition, by the config's sampler and guidance."""
     count = conditions.label.shape[0]
     each = keys.per_example(keys.root(seed), jnp.arange(count))
     noise = jax.vmap(lambda key: jax.random.normal(key, generator.image_shape))(each)

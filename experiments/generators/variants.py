@@ -1,4 +1,4 @@
-"""The generators that are compared, as overrides of one config: one thing changes at a time."""
+"""The generators that are compared, as overrides of one config; each says what it changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +133,10 @@ def configure(
       base: the trained generator that those of `ADAPTED` start from.
       losses: of the arms that use synthetic images.
     """
+    if variant not in (BASELINE, *VARIANTS):
+        raise config_lib.ConfigError(
+            f"--variants: got {variant!r}; takes some of {BASELINE}, {', '.join(VARIANTS)}"
+        )
     config: Any = shared.copy_and_resolve_references()
     filled = {"controller": "fill_to_head", "fill_to": fill_to}
     names = [NAMES.get(loss, loss) for loss in losses]
@@ -144,6 +148,10 @@ def configure(
             return config
         VARIANTS[variant](config)
         if variant in ADAPTED:
+            if not base:
+                raise config_lib.ConfigError(
+                    f"--base: {variant} takes a trained generator's folder"
+                )
             config.generator.adapt.base = base
         arms = {n: {**filled, "loss": loss} for n, loss in zip(names, losses, strict=True)}
         if variant == "plain":  # the control of all: they draw alike

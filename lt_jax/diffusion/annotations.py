@@ -70,15 +70,14 @@ def annotate(
         columns["attributes"] = ((values - means) / deviations).astype(np.float32)
     if config.boxes != "none":
         columns["boxes"] = _boxes(manifest, config.max_boxes)
-    if config.mask or config.inpaint or masks is not None:
-        if masks is None and config.mask:
-            raise ConfigError(
-                "config.generator.conditions.mask: this data set has no decoded lesion masks; "
-                "leave it off, or use a source with masks within config.data.decode_once_mib"
-            )
-        if masks is not None:
-            columns["mask"] = masks
-            columns["mask_given"] = np.array([bool(held) for held in manifest.masks])
+    if config.mask and masks is None:
+        raise ConfigError(
+            "config.generator.conditions.mask: this data set has no decoded lesion masks; "
+            "leave it off, or use a source with masks within config.data.decode_once_mib"
+        )
+    if masks is not None:  # also where the generator is told none: holes are drawn from them
+        columns["mask"] = masks
+        columns["mask_given"] = np.array([bool(held) for held in manifest.masks])
     vocabulary = make_vocabulary(config, len(manifest.classes), len(devices), channels)
     return Annotations(
         vocabulary, columns, devices, tuple(map(float, means)), tuple(map(float, deviations))

@@ -65,6 +65,15 @@ def make(batch: Mapping[str, Array], key: PRNGKey, generator: Generator) -> Exam
     return Examples(images, kept, sketches)
 
 
+def needed(columns: Mapping[str, Any], generator: Generator) -> dict[str, Any]:
+    """Those columns that the generator's training reads."""
+    vocabulary, config = generator.vocabulary, generator.config
+    contours = config.sketch.source == "mask" and (vocabulary.sketch or generator.has_branch)
+    if vocabulary.mask or vocabulary.inpaint or contours:
+        return dict(columns)
+    return {name: held for name, held in columns.items() if not name.startswith("mask")}
+
+
 def dropout_rates(config: ConditionsConfig) -> dict[str, float]:
     """How often each condition is left out by itself."""
     return {name: getattr(config, f"{name}_dropout") for name in conditioning.DROPPABLE}

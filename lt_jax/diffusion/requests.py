@@ -139,7 +139,7 @@ class Requests:
         known = self._known.columns
         if "sketch" not in self.present or self._generator.config.sketch.source != "mask":
             return None
-        if places.shape is not None:
+        if places.shape is not None and "mask" in self.present:
             return places.shape
         if "mask" not in known:
             return None
@@ -160,6 +160,8 @@ class Requests:
     ) -> list[str]:
         """What each candidate was asked to show besides its class, and from which images: JSON."""
         notes: list[dict[str, Any]] = [{} for _ in models]
+        # Then the sketch is the contour of the mask that is asked for, and of no image.
+        contoured = self._generator.config.sketch.source == "mask" and "mask" in self.present
         for row, note in enumerate(notes):
             if "device" in self.present:
                 number = int(conditions.device[row])
@@ -169,7 +171,7 @@ class Requests:
             if "boxes" in self.present:
                 boxes = conditions.boxes[row]
                 note["boxes"] = [[round(x, 5) for x in box.tolist()] for box in boxes if box.any()]
-            if "sketch" in self.present:
+            if "sketch" in self.present and not contoured:
                 note["sketch_of"] = self._ids[models[row]]
             if source is not None:
                 note["source"] = self._ids[source[row]]
@@ -212,6 +214,11 @@ def check(config: SynthesizeConfig, vocabulary: Vocabulary, classes: tuple[str, 
 def describe(config: SynthesizeConfig) -> str:
     """The way of synthesis in a few words, for the pool's description."""
     words = f"{config.sampler}, {config.steps} steps"
+    if config.method == "repaint":
+        jumps = f"jumps of {config.repaint_jump} x {config.repaint_resamples}"
+        words = f"ancestral, {config.steps} steps, {jumps}"
+    if config.guidance.mode == "composed":
+        words += ", composed guidance"
     return words if config.method == "generate" else f"{config.method}, {words}"
 
 

@@ -152,16 +152,21 @@ def train(
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
     whole = mesh.replicated(device_mesh)
     if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
-        trained.save(folder, _merged(adapter, frozen, rule.init(trainable), rule))
+        average = rule.init(trainable)
+        for until in trained.snapshot_steps(config):
+            averages = _merged(adapter, frozen, average, rule)
+            trained.save_snapshot(folder, config, averages, until)
+        _finish(folder, config, frozen, average)
         return Ledger()
     state = jax.device_put(train_state.create(trainable, optimizer, rule), whole)
     frozen = jax.device_put(frozen, whole)
+    read = examples.needed(columns or {}, generator)
     stream = MixedStream(
         images,
         rows,
         batch_size=config.batch_size,
         seed=config.seed,
-        columns={name: (column, None) for name, column in (columns or {}).items()},
+        columns={name: (held, None) for name, held in read.items()},
         workers=runtime.loader_workers,
     )
     with loop.Loop(
@@ -186,11 +191,17 @@ def train(
             trained.save_snapshot(folder, config, averages, until)
             training.save(state, until)
             start = until
-    trained.save(folder, _merged(adapter, frozen, state.ema, rule))
-    if adapter:
-        first = state.ema[0] if isinstance(rule, ema.Power) else state.ema
-        lora.save(folder / "adapter", adapter, frozen, jax.device_get(first))
+    _finish(folder, config, frozen, state.ema)
     return training.ledger
+
+
+def _finish(folder: pathlib.Path, config: GeneratorConfig, frozen: Any, average: Any) -> None:
+    """Leaves in the folder what `trained.load` reads, and an adapter alone."""
+    adapter, rule = _adapter(config), ema_rule(config)
+    trained.save(folder, _merged(adapter, frozen, average, rule))
+    if adapter:
+        first = average[0] if isinstance(rule, ema.Power) else average
+        lora.save(folder / "adapter", adapter, frozen, jax.device_get(first))
 
 
 def _adapter(config: GeneratorConfig) -> lora.Adapter | None:

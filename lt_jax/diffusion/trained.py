@@ -2,13 +2,14 @@
 
 params/              the average, or of a `power` EMA one a length
 snapshots/<step>/    of a `power` EMA: the averages at that step
-generator.json       classes, devices and attributes that it knows
+generator.json       what it knows: classes, devices, attributes, and the sha256 of its images
 adapter/             of an adapted generator: what was trained, alone (`models.lora`)
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,8 +21,9 @@ from lt_jax.diffusion.generator import Generator
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.models.lora import flatten
 from lt_jax.runtime import checkpoint, ema, files
-from lt_jax.shapes import Params, PyTree
+from lt_jax.shapes import Params
 
+Meanings = Mapping[str, list[Any]]  # see `meanings`
 # Tables of which a row means a name, and the list that holds the names.
 _TABLES = {
     "backbone/embedding/label/embedding": "classes",
@@ -48,16 +50,34 @@ def save(folder: pathlib.Path, averages: Any) -> None:
     checkpoint.save_tree(folder / "params", _as_dict(averages))
 
 
+def meanings(classes: tuple[str, ...], generator: Generator, known: Annotations) -> Meanings:
+    """What the rows of its tables, and its attributes, stand for: lists by kind, JSON-able.
+
+    An attribute is its name and the mean and deviation by which it was standardised.
+    """
+    names = generator.config.conditions.attributes
+    standardised = zip(names, known.means, known.deviations, strict=True)
+    return {
+        "classes": list(classes),
+        "devices": list(known.devices),
+        "attributes": [list(attribute) for attribute in standardised],
+    }
+
+
 def describe(
-    folder: pathlib.Path, generator: Generator, classes: tuple[str, ...], known: Annotations
+    folder: pathlib.Path, generator: Generator, known: Meanings, seen: Collection[str]
 ) -> None:
-    """Writes what the generator's numbers mean, for those who start from it."""
+    """Writes what those who start from the generator have to know of it.
+
+    Args:
+      folder: of its stage.
+      generator: what was trained.
+      known: see `meanings`.
+      seen: sha256 of every image that it, or a base of it, was trained on.
+    """
     description = {
-        "classes": classes,
-        "devices": known.devices,
-        "attributes": generator.config.conditions.attributes,
-        "means": known.means,
-        "deviations": known.deviations,
+        **known,
+        "seen": sorted(seen),
         "vocabulary": dataclasses.asdict(generator.vocabulary),
         "image_shape": generator.image_shape,
         "config": to_dict(generator.config),
@@ -110,18 +130,24 @@ def load(folder: pathlib.Path, generator: Generator, ema_length: float = 0.0) ->
 
 
 def load_base(
-    folder: pathlib.Path,
-    classes: tuple[str, ...],
-    devices: tuple[str, ...],
-    attributes: tuple[str, ...] = (),
-) -> PyTree:
+    folder: pathlib.Path, known: Meanings, held_out: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """The average of a trained generator, for another one to start from.
 
-    Tables whose rows mean other names there (classes, devices, attributes) are left out, so that
-    they are made anew and trained in full.
+    What means something else there (tables of classes and devices, weights of attributes) is left
+    out, so that it is made anew and trained in full.
+
+    Args:
+      folder: of its stage.
+      known: of the new generator; see `meanings`.
+      held_out: sha256 of the images of this run that are not its train split's.
+
+    Returns:
+      Parameters by path, and the sha256 of every image that they were trained on.
 
     Raises:
-      ConfigError: there is no trained generator in `folder`.
+      ConfigError: there is no trained generator in `folder`, or it was trained on an image that
+        this run holds out. Exact copies are found, not other images of a patient or lesion.
     """
     path = folder / "generator.json"
     if not path.exists():
@@ -130,17 +156,22 @@ def load_base(
             "missing); give the folder `generator` of a workdir whose generator is finished"
         )
     held = json.loads(path.read_text())
+    if leaked := set(held["seen"]) & set(held_out):
+        raise ConfigError(
+            f"config.generator.adapt.base: {folder} was trained on {len(leaked)} images that this "
+            "run holds out (policy_val, val or test); give a base of other images, or this run the "
+            "base's splits (config.data.manifest)"
+        )
     generator = Generator(
         build(GeneratorConfig, held["config"], f"{path}: config"),
         Vocabulary(**held["vocabulary"]),
         tuple(held["image_shape"]),
     )
     leaves = flatten(load(folder, generator))
-    names = {"classes": classes, "devices": devices, "attributes": attributes}
     for table, kind in _TABLES.items():
-        if tuple(held[kind]) != names[kind]:
+        if held[kind] != known[kind]:
             leaves.pop(table, None)
-    return leaves
+    return leaves, held["seen"]
 
 
 def _as_dict(averages: Any) -> dict[str, Any]:

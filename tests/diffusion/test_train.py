@@ -166,8 +166,8 @@ def test_the_length_of_a_power_average_is_chosen_after_training(tmp_path):
         trained.load(tmp_path, PLAIN, 0.1)
 
 
-def known(manifest_classes=("a", "b", "c")):
-    return manifest_classes, annotations.Annotations(Vocabulary(3), {}, (), (), ())
+def known(classes=("a", "b", "c"), attributes=()):
+    return {"classes": [*classes], "devices": [], "attributes": [list(a) for a in attributes]}
 
 
 @pytest.fixture(scope="module")
@@ -175,14 +175,14 @@ def base_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     images = np.random.default_rng(0).integers(0, 256, IMAGES.shape, dtype=np.uint8)
     run(PLAIN, folder, images)
-    trained.describe(folder, PLAIN, *known())
+    trained.describe(folder, PLAIN, known(), {"seen"})
     return folder
 
 
 def adapted(base_folder, folder, method, classes=("a", "b", "c")):
     config = dataclasses.replace(CONFIG, adapt=AdaptConfig(base=str(base_folder), method=method))
     generator = Generator(config, Vocabulary(3), SHAPE)
-    base = trained.load_base(base_folder, classes, ())
+    base, _ = trained.load_base(base_folder, known(classes))
     before = jax.tree.map(np.array, base)
     run(generator, folder, base=base)
     assert same(base, before)
@@ -211,16 +211,24 @@ def test_classes_of_other_names_get_a_table_of_their_own(base_folder, tmp_path):
 
 
 def test_attributes_of_other_names_get_weights_of_their_own(tmp_path):
-    """They were once read by the weights of the base's attributes, in their order."""
+    """So do those that are standardised otherwise."""
     config = dataclasses.replace(CONFIG, conditions=ConditionsConfig(attributes=("age",)))
     generator = Generator(config, Vocabulary(3, attributes=1), SHAPE)
     trained.save(tmp_path, generator.init())
-    trained.describe(tmp_path, generator, *known())
     kernel = "backbone/embedding/attributes/kernel"
-    assert kernel in trained.load_base(tmp_path, known()[0], (), ("age",))
-    assert kernel not in trained.load_base(tmp_path, known()[0], (), ("size",))
+    age, months = ("age", 50.0, 10.0), ("age", 600.0, 120.0)
+    trained.describe(tmp_path, generator, known(attributes=[age]), ())
+    for attribute, kept in ((age, True), (months, False), (("size", 50.0, 10.0), False)):
+        leaves, _ = trained.load_base(tmp_path, known(attributes=[attribute]))
+        assert (kernel in leaves) == kept
+
+
+def test_a_base_that_has_seen_held_out_images_is_refused(base_folder):
+    assert trained.load_base(base_folder, known(), {"other"})[1] == ["seen"]
+    with pytest.raises(ConfigError, match="1 images that this run holds out"):
+        trained.load_base(base_folder, known(), {"seen", "other"})
 
 
 def test_a_base_that_is_none_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"adapt\.base"):
-        trained.load_base(tmp_path, ("a",), ())
+        trained.load_base(tmp_path, known())

@@ -86,11 +86,14 @@ def _open(name: str, data_dir: str | None, skip: str = "") -> dict[str, Any]:
 
 
 def _feature(features: Any, kind: str, name: str) -> str:
-    """The name of the one feature of this type."""
+    """The name of the one feature of this type; of several, that of the usual name."""
     found = [key for key, feature in features.items() if type(feature).__name__ == kind]
+    usual = {"Image": "image", "ClassLabel": "label"}[kind]  # beside it, CIFAR-100 has coarse ones
+    if len(found) > 1 and usual in found:
+        return usual
     if len(found) != 1:
         raise SourceError(
             f"tfds:{name} has {len(found)} features of type {kind} among {', '.join(features)}; "
-            "takes a set with exactly one"
+            f"takes a set with exactly one, or one called {usual!r}"
         )
     return found[0]

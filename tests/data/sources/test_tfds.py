@@ -72,6 +72,18 @@ def test_a_prepared_set_is_read_without_tensorflow(tmp_path, name, version, imag
             source.decode(locator)
 
 
+def test_of_several_labels_the_one_called_label_counts(tmp_path):
+    names = {"coarse_label": ["animal", "thing"], "label": ["cat", "dog", "cup"]}
+    features = {key: tfds.features.ClassLabel(names=held) for key, held in names.items()}
+    features["image"] = tfds.features.Image(shape=(8, 8, 3))
+    rows = [{"image": png(i), "coarse_label": i // 2, "label": i} for i in range(3)]
+    prepare(tmp_path, "two_labels", features, {"train": rows})
+    source = sources.load(DataConfig(source="tfds:two_labels", root=str(tmp_path)))
+    assert source.classes == ("cat", "dog", "cup")
+    label_of = {pixels(i).tobytes(): i for i in range(3)}
+    assert {source.decode(r.image).tobytes(): r.label for r in source.records()} == label_of
+
+
 def test_a_set_without_one_label_is_refused(tmp_path):
     features = {"image": tfds.features.Image(shape=(8, 8, 3))}
     prepare(tmp_path, "no_label", features, {"train": [{"image": png(0)}]})

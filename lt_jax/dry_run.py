@@ -45,7 +45,10 @@ def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
         forward = jax.jit(
             lambda params, *args, net=network.module: module.apply(net, params, *args, train=False)
         )
-        flops = 3.0 * network.images * ledger.flops(forward, network.params, *network.example)
+        # CBDM asks for a second prediction, under another label, in every step.
+        passes = 2.0 if name == "generator" and config.generator.cbdm_weight > 0 else 1.0
+        flops = 3.0 * passes * network.images
+        flops *= ledger.flops(forward, network.params, *network.example)
         count = module.count(network.params)
         lines.append(f"{name:24s} {count:12,d} {network.images:12,d} {flops / 1e12:10.3f}")
     if "synthesize" in stages:

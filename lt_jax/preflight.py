@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from lt_jax.config import ArmConfig, ClassifierConfig, Config, ConfigError
 from lt_jax.data import sources
-from lt_jax.diffusion import annotations, guidance, requests, synthesize
+from lt_jax.diffusion import annotations, guidance, requests, synthesize, trained
+from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
 from lt_jax.models.conditioning import Vocabulary
-from lt_jax.runtime import ema, mesh
+from lt_jax.runtime import mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +42,16 @@ def vocabulary(config: Config) -> Vocabulary:
     """
     source, conditions = sources.load(config.data), config.generator.conditions
     devices: set[str | None] = set()
-    if conditions.device == "device":
-        devices = {record.device for record in source.records()}
-    elif conditions.device:
-        held = (record.attributes.get(conditions.device) for record in source.records())
-        devices = {None if value is None else str(value) for value in held}
-    if conditions.device and not devices - {None}:
-        raise ConfigError(
-            f"config.generator.conditions.device: no image of this set has a "
-            f"{conditions.device!r}; name another column, or leave it empty"
-        )
+    if column := conditions.device:
+        devices = {
+            annotations.category(column, record.device, record.attributes)
+            for record in source.records()
+        }
+        if not devices - {None}:
+            raise ConfigError(
+                f"config.generator.conditions.device: no image of this set has a {column!r}; name "
+                "another column, or leave it empty"
+            )
     return annotations.make_vocabulary(
         conditions, len(source.classes), len(devices - {None}), config.data.channels
     )
@@ -91,12 +92,8 @@ def check_synthesis(config: Config, known: Vocabulary) -> None:
     part, channels = config.synthesize, config.data.channels
     size = config.data.image_size
     requests.check(part, known, tuple(sources.load(config.data).classes))
-    ema.make(config.generator.ema, config.generator.ema_decay, config.generator.ema_lengths)
-    if part.ema_length and config.generator.ema != "power":
-        raise ConfigError(
-            f"config.synthesize.ema_length: got {part.ema_length}; takes 0 unless "
-            "config.generator.ema is power"
-        )
+    diffusion_train.ema_rule(config.generator)
+    trained.check_length(config.generator, part.ema_length)
     alone = part.method == "inpaint" or (
         part.guidance.mode == "composed" and len(set(part.given) & set(known.names)) > 1
     )

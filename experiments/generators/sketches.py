@@ -7,6 +7,8 @@ not seen, and compares the edges of what it makes with the sketch: beside them t
 that were given the class alone, and the F1 of sketches of other images of the same class (chance).
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -18,60 +20,39 @@ from absl import app, flags, logging
 
 from experiments.generators import generators
 from lt_jax.data import augment
-from lt_jax.diffusion import guidance, samplers, sketch, trained
-from lt_jax.diffusion.generator import Generator
-from lt_jax.models import conditioning, module
+from lt_jax.diffusion import sketch, synthesize, trained
+from lt_jax.diffusion.requests import Request
+from lt_jax.models import conditioning
 from lt_jax.runtime import files, keys, mesh
-from lt_jax.shapes import Array, Images, Params
 
 FLAGS = flags.FLAGS
 PER_CLASS = 32
-
-
-def samples(
-    generator: Generator,
-    params: Params,
-    config: Any,
-    conditions: conditioning.Conditions,
-    seed: int,
-) -> Images:
-    """One image a condition, by the config's sampler and guidance."""
-    count = conditions.label.shape[0]
-    each = keys.per_example(keys.root(seed), jnp.arange(count))
-    noise = jax.vmap(lambda key: jax.random.normal(key, generator.image_shape))(each)
-
-    def predict(x_t: Array, log_snr: Array, told: Any) -> Array:
-        return module.apply(generator.unet, params, x_t, log_snr, told, train=False)
-
-    present = tuple(name for name in ("label", "sketch") if jnp.any(getattr(conditions, name) >= 0))
-    denoise = guidance.denoiser(
-        generator.process,
-        predict,
-        conditions,
-        conditioning.null_like(conditions),
-        guidance.make(config, present),
-    )
-    return jax.jit(lambda x: samplers.make(config, generator.process).sample(denoise, x))(noise)
 
 
 def measure(context: Any, seed: int = 0) -> dict[str, Any]:
     """F1 of each class's samples with and without their sketch, and chance."""
     manifest, images = context.data
     generator, config = context.generator, context.config
-    params = trained.load(context.folder("generator"), generator)
+    params = trained.load(context.folder("generator"), generator, config.synthesize.ema_length)
+    edges = functools.partial(sketch.edges, scale=config.generator.sketch.scale)
     val = manifest.rows("val")
     found = []
     for k, name in enumerate(manifest.classes):
         rows = val[manifest.labels[val] == k][:PER_CLASS]
-        drawn = augment.normalize(images[rows])
-        asked = sketch.edges(drawn, config.generator.sketch.scale)
+        asked = edges(augment.normalize(images[rows]))
         told = conditioning.nulls(generator.vocabulary, len(rows), *generator.image_shape[:2])
-        told = told.replace(label=jnp.full(len(rows), k, jnp.int32))
+        told = dataclasses.replace(told, label=jnp.full(len(rows), k, jnp.int32))
         values = {"chance": sketch.chance_f1(asked, asked)}
-        for way, conditions in (("with", told.replace(sketch=asked)), ("without", told)):
-            made = samples(generator, params, config.synthesize, conditions, seed)
-            made = augment.normalize(augment.quantize(made))
-            values[way] = sketch.edge_f1(sketch.edges(made, config.generator.sketch.scale), asked)
+        for way, present, drawn in (
+            ("with", ("label", "sketch"), images[rows]),
+            ("without", ("label",), None),
+        ):
+            networks = synthesize.Networks(generator, config.extractor.model, present)
+            make = functools.partial(synthesize.make_images, config.synthesize, networks)
+            made = jax.jit(make)(
+                params, keys.root(seed), jnp.arange(len(rows)), Request(told, drawn=drawn)
+            )
+            values[way] = sketch.edge_f1(edges(augment.normalize(made)), asked)
         found.append(
             {
                 "class": name,

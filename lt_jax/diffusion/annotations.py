@@ -6,6 +6,7 @@ devices are those of the train split: what stands in other splits alone is null 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def annotate(
     devices: tuple[str, ...] = ()
     means, deviations = (), ()
     if config.device:
-        names = _categories(manifest, config.device)
+        pairs = zip(manifest.devices, manifest.attributes, strict=True)
+        names = [category(config.device, *pair) for pair in pairs]
         devices = tuple(sorted({names[row] for row in train} - {None}))
         if not devices:
             raise ConfigError(
@@ -102,13 +104,10 @@ def make_vocabulary(
     )
 
 
-def _categories(manifest: SplitManifest, column: str) -> list[str | None]:
-    if column == "device":
-        return list(manifest.devices)
-    return [
-        None if (value := known.get(column)) is None else str(value)
-        for known in manifest.attributes
-    ]
+def category(column: str, device: str | None, attributes: Mapping[str, Any]) -> str | None:
+    """An image's value in a categorical column: "device", or an attribute's name."""
+    value = device if column == "device" else attributes.get(column)
+    return None if value is None else str(value)
 
 
 def _numbers(manifest: SplitManifest, column: str) -> np.ndarray:

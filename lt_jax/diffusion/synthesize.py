@@ -48,8 +48,8 @@ Program = Callable[..., Judged]
 @functools.cache
 def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh) -> Program:
     """The compiled program `(unet_params, extractor_params, gates, key, indices [b], request)`."""
-    generator = networks.generator
-    extractor = classifier.make(networks.extractor, generator.vocabulary.num_classes)
+    num_classes = networks.generator.vocabulary.num_classes
+    extractor = classifier.make(networks.extractor, num_classes)
 
     def program(
         unet_params: Params,
@@ -59,14 +59,12 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
         indices: Int[Array, "b"],
         request: Request,
     ) -> Judged:
-        example_keys = keys.per_example(key, indices)
-        denoise = _denoiser(config, networks, unet_params, request)
-        images = _images(config, generator, denoise, example_keys, request)
+        images = make_images(config, networks, unet_params, key, indices, request)
         # Judged as they are stored: the classifier is going to see the quantised image.
         logits, features = module.apply(
             extractor, extractor_params, augment.normalize(images), train=False
         )
-        labels = (indices % generator.vocabulary.num_classes).astype(jnp.int32)
+        labels = (indices % num_classes).astype(jnp.int32)
         return images, select.judge(gates, features, logits, labels)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
@@ -99,14 +97,21 @@ def _denoiser(
     return guidance.denoiser(generator.process, predict, conditions, null, guide)
 
 
-def _images(
+def make_images(
     config: SynthesizeConfig,
-    generator: Generator,
-    denoise: guidance.Denoiser,
-    example_keys: Array,
+    networks: Networks,
+    params: Params,
+    key: PRNGKey,
+    indices: Int[Array, "b"],
     request: Request,
 ) -> UInt8[Array, "b h w c"]:
-    """The method's images; outside a hole they are the source's, byte for byte (`config.seam`)."""
+    """The method's images; outside a hole they are the source's, byte for byte (`config.seam`).
+
+    Image i depends on (`key`, i) and its own row of `request` alone. `params` are the generator's.
+    """
+    generator = networks.generator
+    denoise = _denoiser(config, networks, params, request)
+    example_keys = keys.per_example(key, indices)
     noise = jax.vmap(lambda k: jax.random.normal(k, generator.image_shape))(
         keys_of(example_keys, "noise")
     )

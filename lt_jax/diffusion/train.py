@@ -153,9 +153,8 @@ def train(
     whole = mesh.replicated(device_mesh)
     if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
         average = rule.init(trainable)
-        for until in trained.snapshot_steps(config):
-            averages = _merged(adapter, frozen, average, rule)
-            trained.save_snapshot(folder, config, averages, until)
+        for step in trained.snapshot_steps(config):
+            _keep(folder, config, frozen, average, step)
         _finish(folder, config, frozen, average)
         return Ledger()
     state = jax.device_put(train_state.create(trainable, optimizer, rule), whole)
@@ -187,20 +186,26 @@ def train(
             if start >= until:
                 continue
             state = training.run(state, start, until, frozen)
-            averages = _merged(adapter, frozen, state.ema, rule)
-            trained.save_snapshot(folder, config, averages, until)
+            _keep(folder, config, frozen, state.ema, until)
             training.save(state, until)
             start = until
     _finish(folder, config, frozen, state.ema)
     return training.ledger
 
 
+def _keep(
+    folder: pathlib.Path, config: GeneratorConfig, frozen: Any, average: Any, step: int
+) -> None:
+    """Snapshots an average whose length is chosen after training."""
+    if isinstance(average, tuple):
+        trained.save_snapshot(folder, _merged(config, frozen, average), step)
+
+
 def _finish(folder: pathlib.Path, config: GeneratorConfig, frozen: Any, average: Any) -> None:
     """Leaves in the folder what `trained.load` reads, and an adapter alone."""
-    adapter, rule = _adapter(config), ema_rule(config)
-    trained.save(folder, _merged(adapter, frozen, average, rule))
-    if adapter:
-        first = average[0] if isinstance(rule, ema.Power) else average
+    trained.save(folder, _merged(config, frozen, average))
+    if adapter := _adapter(config):
+        first = average[0] if isinstance(average, tuple) else average
         lora.save(folder / "adapter", adapter, frozen, jax.device_get(first))
 
 
@@ -212,10 +217,11 @@ def _key(config: GeneratorConfig, name: str) -> PRNGKey:
     return keys.stream(keys.root(config.seed), name)
 
 
-def _merged(adapter: lora.Adapter | None, frozen: Any, average: Any, rule: ema.Rule) -> Any:
-    """The average as parameters of the network."""
+def _merged(config: GeneratorConfig, frozen: Any, average: Any) -> Any:
+    """The average, or a tuple of them, as parameters of the network."""
+    adapter = _adapter(config)
     if adapter is None:
         return average
-    if isinstance(rule, ema.Power):
+    if isinstance(average, tuple):
         return tuple(adapter.merge(frozen, one) for one in average)
     return adapter.merge(frozen, average)

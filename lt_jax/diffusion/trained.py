@@ -38,11 +38,10 @@ def snapshot_steps(config: GeneratorConfig) -> tuple[int, ...]:
     return ema.snapshot_steps(config.steps, count)
 
 
-def save_snapshot(folder: pathlib.Path, config: GeneratorConfig, averages: Any, step: int) -> None:
+def save_snapshot(folder: pathlib.Path, averages: Any, step: int) -> None:
     """Keeps the averages at a step, of a `power` EMA."""
-    if config.ema == "power":
-        (folder / "snapshots").mkdir(exist_ok=True)
-        checkpoint.save_tree(folder / "snapshots" / str(step), _as_dict(averages))
+    (folder / "snapshots").mkdir(exist_ok=True)
+    checkpoint.save_tree(folder / "snapshots" / str(step), _as_dict(averages))
 
 
 def save(folder: pathlib.Path, averages: Any) -> None:
@@ -87,6 +86,15 @@ def describe(
     )
 
 
+def check_length(config: GeneratorConfig, ema_length: float) -> None:
+    """Raises ConfigError where a length is asked of an average whose length is fixed."""
+    if ema_length and config.ema != "power":
+        raise ConfigError(
+            f"config.synthesize.ema_length: got {ema_length}; takes 0 unless "
+            "config.generator.ema is power"
+        )
+
+
 def load(folder: pathlib.Path, generator: Generator, ema_length: float = 0.0) -> Params:
     """The parameters to sample from.
 
@@ -101,13 +109,9 @@ def load(folder: pathlib.Path, generator: Generator, ema_length: float = 0.0) ->
       CheckpointError: the files are damaged.
     """
     config = generator.config
+    check_length(config, ema_length)
     shapes = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), generator.abstract())
     if config.ema != "power":
-        if ema_length:
-            raise ConfigError(
-                f"config.synthesize.ema_length: got {ema_length}; takes 0 unless "
-                "config.generator.ema is power"
-            )
         return checkpoint.load_tree(folder / "params", {"0": shapes})["0"]
     target = {str(i): shapes for i in range(len(config.ema_lengths))}
     if not ema_length or ema_length in config.ema_lengths:

@@ -2,9 +2,21 @@
 
 import numpy as np
 
+from lt_jax.config import ConditionsConfig
 from lt_jax.data.manifest import SplitManifest
 
 SIZE = 16
+ALL = ConditionsConfig(  # every condition there is
+    boxes="channel",
+    max_boxes=2,
+    device="device",
+    attributes=("age",),
+    mask=True,
+    sketch=True,
+    inpaint=True,
+    augmentation=True,
+)
+EVERYTHING = ("label", "boxes", "device", "attributes", "mask", "sketch")  # that can be given
 CLASSES = ("wide", "tall", "normal")
 
 

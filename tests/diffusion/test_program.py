@@ -10,7 +10,6 @@ import pytest
 
 from lt_jax.config import (
     ClassifierConfig,
-    ConditionsConfig,
     GeneratorConfig,
     GuidanceConfig,
     SelectionConfig,
@@ -27,24 +26,13 @@ from lt_jax.models import classifier, conditioning, module
 from lt_jax.models.unet import UNet
 from lt_jax.runtime import keys, mesh
 from lt_jax.selection import ood, select
-from tests.diffusion.lesion_set import MANIFEST, MASKS, SIZE, TRAIN
+from tests.diffusion.lesion_set import ALL, EVERYTHING, MANIFEST, MASKS, SIZE, TRAIN
 
 SHAPE = (SIZE, SIZE, 1)
-EVERYTHING = ("label", "boxes", "device", "attributes", "mask", "sketch")
-CONDITIONS = ConditionsConfig(
-    boxes="channel",
-    max_boxes=2,
-    device="device",
-    attributes=("age",),
-    mask=True,
-    sketch=True,
-    inpaint=True,
-    augmentation=True,
-)
-KNOWN = annotations.annotate(MANIFEST, MASKS, CONDITIONS, 1)
+KNOWN = annotations.annotate(MANIFEST, MASKS, ALL, 1)
 MODEL = UNetConfig(channels=(8,), blocks=1, attention_resolutions=(), embedding=8)
 GENERATOR = Generator(
-    GeneratorConfig(model=MODEL, conditions=CONDITIONS, sketch=SketchConfig(source="mask")),
+    GeneratorConfig(model=MODEL, conditions=ALL, sketch=SketchConfig(source="mask")),
     KNOWN.vocabulary,
     SHAPE,
 )

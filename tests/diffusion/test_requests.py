@@ -20,19 +20,17 @@ from lt_jax.diffusion import annotations, inpaint, placement, priors
 from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.requests import Requests
 from lt_jax.models.conditioning import NULL, null_like
-from tests.diffusion.lesion_set import IMAGES, MANIFEST, MASKS, SIZE, TRAIN, lesions_of
-
-EVERYTHING = ("label", "boxes", "device", "attributes", "mask", "sketch")
-ALL = ConditionsConfig(
-    boxes="channel",
-    max_boxes=2,
-    device="device",
-    attributes=("age",),
-    mask=True,
-    sketch=True,
-    inpaint=True,
-    augmentation=True,
+from tests.diffusion.lesion_set import (
+    ALL,
+    EVERYTHING,
+    IMAGES,
+    MANIFEST,
+    MASKS,
+    SIZE,
+    TRAIN,
+    lesions_of,
 )
+
 BOXES = ConditionsConfig(boxes="channel", max_boxes=2)
 INDICES = np.arange(60)
 

@@ -23,6 +23,7 @@ from lt_jax.models import module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import keys, mesh, metrics, train_state
 from tests import goldens
+from tests.diffusion.lesion_set import ALL
 
 CONFIG = GeneratorConfig(
     model=UNetConfig(channels=(8, 16), blocks=1, attention_resolutions=(4,), embedding=16),
@@ -33,28 +34,18 @@ CONFIG = GeneratorConfig(
 SHAPE = (8, 8, 1)
 PLAIN = Generator(CONFIG, Vocabulary(3), SHAPE)
 COUNTS = (4, 4, 4)
-ALL = ConditionsConfig(
-    boxes="channel_and_corners",
-    max_boxes=2,
-    device="device",
-    attributes=("age",),
-    mask=True,
-    sketch=True,
-    inpaint=True,
-    augmentation=True,
-    noise=0.1,
-)
+TOLD = dataclasses.replace(ALL, boxes="channel_and_corners", noise=0.1)
 EVERYTHING = Generator(
     dataclasses.replace(
         CONFIG,
-        conditions=ALL,
+        conditions=TOLD,
         sketch=SketchConfig(weight=0.1, source="mask"),
         augment=AugmentConfig(horizontal_flip=True, shift=1, scale=0.1),
         cbdm_weight=1.0,
         ema="power",
         ema_snapshots=3,
     ),
-    annotations.make_vocabulary(ALL, 3, 2, 1),
+    annotations.make_vocabulary(TOLD, 3, 2, 1),
     SHAPE,
 )
 

@@ -4,16 +4,20 @@ import dataclasses
 import functools
 import pathlib
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import Config
+from lt_jax.config import ClassifierConfig, Config
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import annotations
 from lt_jax.diffusion.generator import Generator
+from lt_jax.models import classifier, module
+from lt_jax.runtime import checkpoint
 from lt_jax.runtime.artifacts import Spec, Store
+from lt_jax.shapes import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +66,11 @@ class Context:
         rows = manifest.rows("train")
         labels = manifest.labels[rows]
         return [rows[labels == k] for k in range(len(manifest.classes))]
+
+    def classifier_params(self, stage: str, model: ClassifierConfig) -> Params:
+        """The parameters of the classifier that a finished stage has trained."""
+        network = classifier.make(model, len(self.data[0].classes))
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), np.float32)
+        shapes = module.abstract(network, image, train=False)
+        target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        return checkpoint.load_tree(self.folder(stage) / "params", target)

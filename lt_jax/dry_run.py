@@ -7,7 +7,7 @@ import jax
 
 from lt_jax import config as config_lib
 from lt_jax import preflight
-from lt_jax.diffusion import synthesize
+from lt_jax.diffusion import program
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import module
 from lt_jax.models.conditioning import Vocabulary
@@ -55,8 +55,8 @@ def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
         size, channels = config.data.image_size, config.data.channels
         generator = Generator(config.generator, known, (size, size, channels))
         present = tuple(name for name in known.names if name in config.synthesize.given)
-        networks = synthesize.Networks(generator, config.extractor.model, present)
-        flops = synthesize.network_flops(config.synthesize, networks)
+        networks = program.Networks(generator, config.extractor.model, present)
+        flops = program.network_flops(config.synthesize, networks)
         lines.append(
             f"synthesize: {flops / 1e9:.3f} GFLOPs an image, at most "
             f"{config.synthesize.max_attempts:g} attempts an image asked for (how many images: "

@@ -20,7 +20,7 @@ from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
-SCHEMAS: dict[str, int] = {**dict.fromkeys(STAGES, 1), "generator": 2, "synthesize": 2, "report": 2}
+SCHEMAS: dict[str, int] = {**dict.fromkeys(STAGES, 1), "generator": 2, "synthesize": 3, "report": 3}
 
 
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:

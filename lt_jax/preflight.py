@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import ArmConfig, ClassifierConfig, Config, ConfigError
+from lt_jax.config import ArmConfig, AugmentConfig, ClassifierConfig, Config, ConfigError
 from lt_jax.data import sources
-from lt_jax.diffusion import annotations, guidance, requests, synthesize, trained
+from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
@@ -61,7 +61,8 @@ def networks(config: Config, stages: Collection[str], known: Vocabulary) -> dict
     """The networks of the named stages, by name; `classify` has one a kind.
 
     Raises:
-      ConfigError: a network does not fit the images, naming the part of the config.
+      ConfigError: a network does not fit the images, naming the part of the config; or it is to
+        be trained on views that do not differ.
     """
     size, channels, classes = config.data.image_size, config.data.channels, known.num_classes
     image = (jax.ShapeDtypeStruct((1, size, size, channels), np.float32),)
@@ -74,7 +75,9 @@ def networks(config: Config, stages: Collection[str], known: Vocabulary) -> dict
         )
     if "extractor" in stages:
         model = classifier.make(config.extractor.model, classes)
-        images = config.extractor.steps * config.extractor.batch_size
+        check_views(config)
+        views = 2 if config.extractor.objective == "contrastive" else 1
+        images = config.extractor.steps * config.extractor.batch_size * views
         found["extractor"] = _network("extractor.model", model, image, images)
     if "classify" in stages:
         recipe = config.classify
@@ -85,6 +88,26 @@ def networks(config: Config, stages: Collection[str], known: Vocabulary) -> dict
             images = runs * recipe.steps * recipe.batch_size
             found[f"classify {kind} x{runs}"] = _network("classify.model", model, image, images)
     return found
+
+
+def check_views(config: Config) -> None:
+    """Refuses contrastive training where both views of an image would be equal, or one is alone."""
+    part = config.extractor
+    if part.objective != "contrastive":
+        return
+    grey = config.data.channels == 1  # which saturation leaves as it is
+    drawn = dataclasses.replace(part.augment, saturation=0.0) if grey else part.augment
+    if drawn == AugmentConfig():
+        raise ConfigError(
+            "config.extractor.augment: changes no image, but contrastive training compares two "
+            "augmented views of each; set several of shift, scale, rotate, brightness, contrast, "
+            "cutout and the flips, as strong as leave the class recognisable"
+        )
+    if part.batch_size < 2:
+        raise ConfigError(
+            "config.extractor.batch_size: got 1; contrastive training compares images with each "
+            "other and takes at least 2 (128, say)"
+        )
 
 
 def check_synthesis(config: Config, known: Vocabulary) -> None:
@@ -104,8 +127,17 @@ def check_synthesis(config: Config, known: Vocabulary) -> None:
             "for images with their surroundings, or other conditions, and no label; takes a rate "
             "above 0 (0.1, say), so that it is trained for that"
         )
+    for name, split, needed in (
+        ("memorization.gate", "val", part.selection.memorization.gate),
+        ("held_out", "policy_val", part.selection.held_out == "policy_val"),
+    ):
+        if needed and not config.data.manifest and not getattr(config.data.split, split):
+            raise ConfigError(
+                f"config.synthesize.selection.{name}: is calibrated on the split {split}, which is "
+                f"empty; raise config.data.split.{split}, or do without"
+            )
     guidance.make(part, known.names)
-    synthesize.make_sampler(part, Generator(config.generator, known, (size, size, channels)))
+    program.make_sampler(part, Generator(config.generator, known, (size, size, channels)))
 
 
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import ManifestError, SplitManifest
-from lt_jax.data.pool import PoolReader
+from lt_jax.data.pool import GATES, VERDICTS, PoolReader
 from lt_jax.evaluate import report as report_lib
 from lt_jax.runtime import artifacts, metrics
 from lt_jax.runtime.ledger import Clock, Ledger
@@ -32,9 +33,11 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
     clock = Clock(costs)
     config = context.config
     manifest, images = prepare.load(context.folder("prepare"), config.data)
-    pool = None
+    pool, pictures = None, None
     if "synthesize" in context.specs:
-        pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+        reader = PoolReader(context.folder("synthesize"), manifest.sha256)
+        pool = _pool(reader, context.folder("synthesize"))
+        pictures = _gallery(manifest, images, reader, pool.memorization)
     log = context.workdir / "test_openings.jsonl"
     test_ids, test_labels = manifest.open_test(log, f"report: {context.command}")
     dataset = dataset_of(config, manifest, test_labels, len(log.read_text().splitlines()))
@@ -46,8 +49,8 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
         arms=tuple(arm_of(name, context, manifest, test_ids) for name in config.classify.arms),
         evaluate=config.evaluate,
         tau=config.classify.logit_adjustment,
-        pool=None if pool is None else _pool(pool, context.folder("synthesize")),
-        gallery=None if pool is None else _gallery(manifest, images, pool),
+        pool=pool,
+        gallery=pictures,
         costs=tuple(
             report_lib.StageCost(name, ledger.seconds, ledger.images, ledger.flops)
             for name in ("generator", "extractor", "synthesize")
@@ -161,8 +164,7 @@ def _run(
 
 
 def _pool(pool: PoolReader, folder: pathlib.Path) -> report_lib.Pool:
-    counts = {name: pool.counts(name) for name in ("accepted", "ood", "label", "surplus")}
-    rejected = {"ood": int(counts["ood"].sum()), "label": int(counts["label"].sum())}
+    counts = {name: pool.counts(name) for name in VERDICTS}
     per_class = [
         {
             "class": name,
@@ -171,17 +173,28 @@ def _pool(pool: PoolReader, folder: pathlib.Path) -> report_lib.Pool:
         }
         for k, name in enumerate(pool.info.classes)
     ]
-    found = folder / "fidelity.json"  # missing where there was nothing to compare
+    # Missing where there was nothing to compare.
+    fidelity, memorization = (
+        json.loads(found.read_text()) if (found := folder / name).exists() else None
+        for name in ("fidelity.json", "audit.json")
+    )
     return report_lib.Pool(
         generated=len(pool),
         accepted=int(counts["accepted"].sum()),
-        rejected={**rejected, "memorised": 0},
+        rejected={name: int(counts[name].sum()) for name in GATES},
         per_class=per_class,
-        fidelity=json.loads(found.read_text()) if found.exists() else None,
+        fidelity=fidelity,
+        memorization=memorization,
     )
 
 
-def _gallery(manifest: SplitManifest, images: Images, pool: PoolReader) -> report_lib.Gallery:
+def _gallery(
+    manifest: SplitManifest,
+    images: Images,
+    pool: PoolReader,
+    audit: Mapping[str, Any] | None = None,
+) -> report_lib.Gallery:
+    """Pictures of real, accepted and rejected images, and the pairs that the audit names."""
     rows = manifest.rows("train")
     row_of = {manifest.ids[row]: row for row in rows}
     real, accepted, rejected, sources = {}, {}, {}, {}
@@ -194,11 +207,35 @@ def _gallery(manifest: SplitManifest, images: Images, pool: PoolReader) -> repor
                 _source(manifest, images, row_of[note["source"]]) if "source" in note else None
                 for note in notes
             ]
-        out = np.sort(np.concatenate([pool.rows(k, "ood"), pool.rows(k, "label")]))[:PICTURES]
+        out = np.sort(np.concatenate([pool.rows(k, gate) for gate in GATES]))
+        out = pool.with_image(out)[:PICTURES]
         if len(out):
             verdicts = pool.columns["verdict"][out].tolist()
             rejected[name] = (pool[out], pool.columns["score"][out].tolist(), verdicts)
-    return report_lib.Gallery(real=real, accepted=accepted, rejected=rejected, sources=sources)
+    closest = {
+        kind: _pairs(manifest, images, pool, row_of, pairs)
+        for kind, pairs in ({} if audit is None else audit["closest"]).items()
+    }
+    return report_lib.Gallery(real, accepted, rejected, sources, closest)
+
+
+def _pairs(
+    manifest: SplitManifest,
+    images: Images,
+    pool: PoolReader,
+    row_of: Mapping[str, np.integer],
+    pairs: Sequence[Mapping[str, Any]],
+) -> list[report_lib.Pair]:
+    """The audit's pairs of which the synthetic image was kept."""
+    at = np.searchsorted(pool.columns["index"], [pair["index"] for pair in pairs])
+    found = []
+    for row, pair in zip(at, pairs, strict=True):
+        if len(pool.with_image(np.array([row]))):
+            source = _source(manifest, images, row_of[pair["nearest"]])
+            likeness = pair["cosine"], pair["ms_ssim"]
+            image = pool[np.array([row])][0]
+            found.append(report_lib.Pair(image, pair["class"], source, *likeness))
+    return found
 
 
 def _source(manifest: SplitManifest, images: Images, row: np.integer) -> report_lib.Source:

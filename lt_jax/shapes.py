@@ -7,7 +7,7 @@ Images are uint8 in [0, 255] at rest and float32 in [-1, 1] inside networks, cha
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 PRNGKey = Key[Array, ""]
 ImagesU8 = UInt8[np.ndarray | Array, "b h w c"]
@@ -20,6 +20,7 @@ Params = PyTree[jax.Array | np.ndarray]
 
 __all__ = [
     "Array",
+    "Bool",
     "Features",
     "Float",
     "Images",

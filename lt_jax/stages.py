@@ -5,34 +5,28 @@ in which they are masked.
 """
 
 import dataclasses
-import functools
 import io
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
-from lt_jax import preflight, reporting
-from lt_jax.classify import predict
+from lt_jax import preflight, reporting, synthesis
+from lt_jax.classify import contrastive, predict
 from lt_jax.classify import train as classify_train
-from lt_jax.config import ClassifierConfig
 from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
-from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
-from lt_jax.diffusion import requests, synthesize, trained
+from lt_jax.data.pool import PoolReader
 from lt_jax.diffusion import train as diffusion_train
-from lt_jax.evaluate import fidelity
+from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
-from lt_jax.models import classifier, module
-from lt_jax.runtime import checkpoint, files, keys, mesh
+from lt_jax.runtime import checkpoint, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
-from lt_jax.selection import ood, select
 from lt_jax.shapes import Params
 
 
@@ -46,7 +40,7 @@ def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
         "prepare": _prepare,
         "generator": _generator,
         "extractor": _extractor,
-        "synthesize": _synthesize,
+        "synthesize": synthesis.run,
         "report": reporting.report,
     }
     return stages[name](folder, context)
@@ -100,10 +94,21 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
         seed=config.seed,
     )
     data = _train_data(context)
-    controller = controllers.real_only(data.counts, config.sampler)
     splits = ("train", "policy_val", "val")
     tags: dict[str, str | int] = {"stage": "extractor"}
-    outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
+    if config.objective == "contrastive":
+        params, costs = contrastive.train(
+            config,
+            data,
+            folder=folder,
+            device_mesh=context.mesh,
+            runtime=context.config.runtime,
+            tags=tags,
+        )
+        outputs = _predict(folder, context, recipe, params, splits, costs)
+    else:
+        controller = controllers.real_only(data.counts, config.sampler)
+        outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
     arrays = {}
     for split, output in outputs.items():
         arrays |= {f"{split}_rows": output.rows, f"{split}_logits": output.logits}
@@ -140,6 +145,18 @@ def _train_and_predict(
         runtime=context.config.runtime,
         tags=tags,
     )
+    return _predict(folder, context, recipe, params, splits, costs), costs
+
+
+def _predict(
+    folder: pathlib.Path,
+    context: Context,
+    recipe: classify_train.Recipe,
+    params: Params,
+    splits: tuple[str, ...],
+    costs: Ledger,
+) -> dict[str, _Outputs]:
+    """Saves a trained classifier's parameters, and asks it about each split that has images."""
     clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     manifest, images = context.data
@@ -150,91 +167,7 @@ def _train_and_predict(
             found = predict.predict(forward, params, images, rows, recipe.batch_size)
             outputs[split] = _Outputs(rows, *found)
     clock.read()
-    return outputs, costs
-
-
-def _synthesize(folder: pathlib.Path, context: Context) -> Ledger:
-    config = context.config.synthesize
-    manifest, images = context.data
-    preparation = Ledger()
-    clock = Clock(preparation)
-    features = np.load(context.folder("extractor") / "features.npz")
-    rows = features["train_rows"]
-    gates = select.calibrate(
-        ood.make(config.selection, len(manifest.classes)),
-        features["train_features"],
-        features["train_logits"],
-        manifest.labels[rows],
-        config.selection,
-        config.seed,
-    )
-    generator = context.generator
-    asked = requests.Requests(config, generator, context.annotations, manifest, images)
-    networks = synthesize.Networks(generator, context.config.extractor.model, asked.present)
-    program = synthesize.make_program(config, networks, context.mesh)
-    whole = mesh.replicated(context.mesh)
-    extractor = _classifier_params(context, "extractor", networks.extractor)
-    bound = functools.partial(
-        program,
-        jax.device_put(
-            trained.load(context.folder("generator"), generator, config.ema_length), whole
-        ),
-        jax.device_put(extractor, whole),
-        jax.device_put(gates, whole),
-        jax.device_put(keys.stream(keys.root(config.seed), "synthesize"), whole),
-    )
-    info = PoolInfo(
-        generator=context.specs["generator"].key,
-        extractor=context.specs["extractor"].key,
-        manifest_sha256=manifest.sha256,
-        seed=config.seed,
-        classes=manifest.classes,
-        guidance_scale=config.guidance_scale,
-        sampler=requests.describe(config),
-        thresholds=tuple(np.asarray(gates.thresholds, float).tolist()),
-        least_label_probability=config.selection.label_probability,
-    )
-    counts = np.array([len(r) for r in context.train_rows])
-    clock.read()
-    costs = synthesize.synthesize(
-        config,
-        bound,
-        asked,
-        synthesize.wanted_counts(config, counts),
-        PoolWriter(folder, info),
-        device_mesh=context.mesh,
-        folder=folder,
-        flops_per_image=synthesize.network_flops(config, networks),
-    )
-    costs.add(preparation)
-    clock = Clock(costs)
-    _fidelity(folder, context, extractor, features)
-    clock.read()
-    return costs
-
-
-def _fidelity(
-    folder: pathlib.Path, context: Context, extractor: Params, real: Mapping[str, np.ndarray]
-) -> None:
-    """How near the accepted images come to train, beside how near val comes: `fidelity.json`."""
-    manifest, _ = context.data
-    pool = PoolReader(folder, manifest.sha256)
-    accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
-    if not len(accepted) or "val_rows" not in real:
-        return
-    config = context.config.extractor
-    forward = predict.make_forward(config.model, len(manifest.classes), context.mesh)
-    _, features = predict.predict(forward, extractor, pool, accepted, config.batch_size)
-    found = fidelity.report(
-        real["train_features"],
-        manifest.labels[real["train_rows"]],
-        real["val_features"],
-        manifest.labels[real["val_rows"]],
-        features,
-        pool.columns["label"][accepted],
-    )
-    text = json.dumps({"class_names": manifest.classes, **found}, indent=1)
-    files.write_atomically(folder / "fidelity.json", text, "the fidelity")
+    return outputs
 
 
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
@@ -318,14 +251,6 @@ def _pool_images(
     ends = np.cumsum(counts)
     decoded: Any = pool[np.concatenate(rows)]  # an array serves as an image store
     return decoded, np.split(np.arange(ends[-1]), ends[:-1])
-
-
-def _classifier_params(context: Context, stage: str, model: ClassifierConfig) -> Params:
-    network = classifier.make(model, len(context.data[0].classes))
-    image = jax.ShapeDtypeStruct((1, *context.image_shape), np.float32)
-    shapes = module.abstract(network, image, train=False)
-    target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return checkpoint.load_tree(context.folder(stage) / "params", target)
 
 
 def _save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:

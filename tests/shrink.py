@@ -37,7 +37,7 @@ def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections
         config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)
         config.synthesize.update(repaint_jump=1, repaint_resamples=2)
         # A network of four steps passes no honest gate; this run is about the plumbing.
-        config.synthesize.selection.update(score="none", label_probability=0.0)
+        config.synthesize.selection.update(scores=(), label_probability=0.0)
         config.evaluate.update(resamples=100, permutations=100)
         config.runtime.update(log_every=2, checkpoint_every=2)
     return config

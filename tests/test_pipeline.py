@@ -177,6 +177,7 @@ def test_no_validation_split_and_an_arm_that_asks_for_nothing(finished, tmp_path
     config = tiny()
     with config.unlocked():
         config.data.split.update(policy_val=0.0, val=0.0)
+        config.synthesize.selection.memorization.gate = False  # it is calibrated on val
         config.data.imbalance_factor = 1.0
         arms = config.classify.arms.to_dict()
         kept = {name: arms[name] for name in ("ce", "source_replay")}

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 from experiments.generators import generators
 from lt_jax.data import augment
-from lt_jax.diffusion import sketch, synthesize, trained
+from lt_jax.diffusion import program, sketch, trained
 from lt_jax.diffusion.requests import Request
 from lt_jax.models import conditioning
 from lt_jax.runtime import files, keys, mesh
@@ -47,8 +47,8 @@ def measure(context: Any, seed: int = 0) -> dict[str, Any]:
             ("with", ("label", "sketch"), images[rows]),
             ("without", ("label",), None),
         ):
-            networks = synthesize.Networks(generator, config.extractor.model, present)
-            make = functools.partial(synthesize.make_images, config.synthesize, networks)
+            networks = program.Networks(generator, config.extractor.model, present)
+            make = functools.partial(program.make_images, config.synthesize, networks)
             made = jax.jit(make)(
                 params, keys.root(seed), jnp.arange(len(rows)), Request(told, drawn=drawn)
             )

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments import arms
+from experiments.arms import BASELINE
 from lt_jax import config as config_lib
 
 Override = Callable[[Any], None]
@@ -49,6 +51,12 @@ def inpaint(config: Any) -> None:
     config.synthesize.update(method="inpaint", given=("label", "mask"))
 
 
+def inpaint_open(config: Any) -> None:
+    """The same images, whatever class the extractor gives them."""
+    inpaint(config)
+    config.synthesize.selection.label_probability = 0.0
+
+
 def repaint(config: Any) -> None:
     """The same with the plain generator, without training for it (RePaint)."""
     plain(config)
@@ -65,6 +73,12 @@ def translate_soft(config: Any) -> None:
     """The same with the label that goes with it."""
     translate(config)
     config.synthesize.soft_labels = True
+
+
+def translate_near(config: Any) -> None:
+    """The same from t = 0.4: nearer to the image of the head, with the label that goes with it."""
+    translate_soft(config)
+    config.synthesize.strength = 0.4
 
 
 def scratch(config: Any) -> None:
@@ -100,21 +114,21 @@ VARIANTS: dict[str, Override] = {
         sketch,
         boxes,
         inpaint,
+        inpaint_open,
         repaint,
         translate,
         translate_soft,
+        translate_near,
         scratch,
         lora,
         full,
         unadapted,
     )
 }
-BASELINE = "real"
 COMPARED = (BASELINE, *(name for name in VARIANTS if name not in (*ADAPTED, "scratch")))
 REAL_ARMS = config_lib.arms(
     ce={}, resample={"sampler": "balanced"}, balanced_softmax={"loss": "balanced_softmax"}
 )
-NAMES = {"cross_entropy": "ce"}  # of arms, where they differ from the loss
 
 
 def configure(
@@ -138,11 +152,10 @@ def configure(
             f"--variants: got {variant!r}; takes some of {BASELINE}, {', '.join(VARIANTS)}"
         )
     config: Any = shared.copy_and_resolve_references()
-    filled = {"controller": "fill_to_head", "fill_to": fill_to}
-    names = [NAMES.get(loss, loss) for loss in losses]
+    pooled = arms.filled(losses, fill_to)
     with config.unlocked():
         config.synthesize.fill_to = fill_to
-        config.evaluate.baseline = "balanced_softmax" if variant == BASELINE else names[0]
+        config.evaluate.baseline = "balanced_softmax" if variant == BASELINE else next(iter(pooled))
         if variant == BASELINE:
             config.classify.arms = REAL_ARMS
             return config
@@ -153,9 +166,8 @@ def configure(
                     f"--base: {variant} takes a trained generator's folder"
                 )
             config.generator.adapt.base = base
-        arms = {n: {**filled, "loss": loss} for n, loss in zip(names, losses, strict=True)}
         if variant == "plain":  # the control of all: they draw alike
-            replayed = {**filled, "controller": "source_replay", "loss": losses[-1]}
-            arms[f"replay_{names[-1]}"] = replayed
-        config.classify.arms = config_lib.arms(**arms)
+            name, arm = list(pooled.items())[-1]
+            pooled[f"replay_{name}"] = {**arm, "controller": "source_replay"}
+        config.classify.arms = config_lib.arms(**pooled)
     return config

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -26,15 +25,11 @@ from lt_jax.data import images as images_lib
 from lt_jax.data.images import ArrayImages, FileImages, Images
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.data.stream import MixedStream
-from lt_jax.diffusion import annotations, synthesize
+from lt_jax.diffusion import annotations
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
-from lt_jax.diffusion.placement import HOLED
-from lt_jax.diffusion.requests import Request
 from lt_jax.mixing import controllers
-from lt_jax.models import conditioning
-from lt_jax.runtime import ema, keys, ledger, mesh, train_state
-from lt_jax.selection import ood, select
+from lt_jax.runtime import ema, ledger, mesh, train_state
 
 ORIGINAL = (450, 600)  # height, width of the JPEG files: those of HAM10000
 
@@ -54,6 +49,7 @@ class Case:
       lower_seconds, compile_seconds: tracing and lowering, and XLA's compilation.
       drain: calls to make, uncounted, before each repetition: batches that a loader has prepared
         while other cases had their turn would look as if they had cost nothing.
+      temporaries: bytes that one call's programs need beside their arguments and results.
       close: ends what works in the background.
     """
 
@@ -67,6 +63,7 @@ class Case:
     lower_seconds: float | None = None
     compile_seconds: float | None = None
     drain: int = 0
+    temporaries: int = 0
     close: Callable[[], None] = lambda: None
 
 
@@ -228,7 +225,7 @@ def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
     """Logits and features of one host batch."""
     part = config.classify
     forward: Any = predict.make_forward(part.model, classes, device_mesh)
-    params = _classifier_params(config, part.model, classes, device_mesh)
+    params = classifier_params(config, part.model, classes, device_mesh)
     batch = random_batch(config, classes, part.batch_size)["image"]
     put = functools.partial(mesh.put, batch, device_mesh)
     compiled, lower, compile_ = compile_apart(forward, params, put())
@@ -239,71 +236,16 @@ def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
     )  # fmt: skip
 
 
-def _classifier_params(
+def classifier_params(
     config: Config, model: ClassifierConfig, classes: int, device_mesh: Mesh
 ) -> Any:
+    """An untrained classifier's parameters, on every device."""
     recipe = classify_train.Recipe(
         model=model, optimizer=config.classify.optimizer, augment=config.classify.augment,
         loss="cross_entropy", tau=1.0, steps=1, rounds=1, batch_size=1, seed=0,
     )  # fmt: skip
     params = classify_train.init(recipe, classes, shape_of(config))
     return jax.device_put(params, mesh.replicated(device_mesh))
-
-
-def sampling(config: Config, classes: int, device_mesh: Mesh) -> Case:
-    """One batch of the generate-score-select program; guidance makes two evaluations of one."""
-    part, model = config.synthesize, config.extractor.model
-    generator = generator_of(config, classes)
-    present = tuple(name for name in generator.vocabulary.names if name in part.given)
-    networks = synthesize.Networks(generator, model, present)
-    program: Any = synthesize.make_program(part, networks, device_mesh)
-    whole = mesh.replicated(device_mesh)
-    extractor = _classifier_params(config, model, classes, device_mesh)
-    gates = _gates(config, extractor, classes, device_mesh)
-    fixed = jax.device_put((generator.init(), extractor, gates, keys.root(0)), whole)
-    varying = mesh.put(
-        (jnp.arange(part.batch_size), random_request(config, generator)), device_mesh
-    )
-    compiled, lower, compile_ = compile_apart(program, *fixed, *varying)
-    return Case(
-        "sampling", lambda: compiled(*fixed, *varying), part.batch_size,
-        evaluations=part.batch_size * synthesize.evaluations(part, networks),
-        flops=part.batch_size * synthesize.network_flops(part, networks),
-        dtype=config.generator.model.dtype, devices=device_mesh.size, lower_seconds=lower,
-        compile_seconds=compile_,
-    )  # fmt: skip
-
-
-def random_request(config: Config, generator: Generator) -> Request:
-    """A batch of requests of the config's method, with labels alone."""
-    part, (height, width, _) = config.synthesize, generator.image_shape
-    size, classes = part.batch_size, generator.vocabulary.num_classes
-    told = conditioning.nulls(generator.vocabulary, size, height, width)
-    source = random_batch(config, classes, size)["image"]
-    hole = np.zeros((size, height, width, 1), np.float32)
-    hole[:, height // 4 : -height // 4, width // 4 : -width // 4] = 1
-    return Request(
-        conditions=dataclasses.replace(told, label=jnp.arange(size) % classes),
-        source=None if part.method == "generate" else source,
-        hole=hole if part.method in HOLED else None,
-        start=np.full(size, part.strength, np.float32) if part.method == "translate" else None,
-    )
-
-
-def _gates(config: Config, params: Any, classes: int, device_mesh: Mesh) -> select.Gates:
-    """Gates fitted to the extractor's features of random images: their values do not matter."""
-    forward = predict.make_forward(config.extractor.model, classes, device_mesh)
-    n = 8 * classes
-    drawn: Any = random_batch(config, classes, n)["image"]
-    logits, features = predict.predict(
-        forward, params, drawn, np.arange(n), config.extractor.batch_size
-    )
-    rng = np.random.default_rng(0)  # an untrained network may give features without variance
-    features = features + rng.normal(size=features.shape).astype(np.float32)
-    selection = config.synthesize.selection
-    return select.calibrate(
-        ood.make(selection, classes), features, logits, np.arange(n) % classes, selection, 0
-    )
 
 
 def loaders(config: Config, classes: int, folder: pathlib.Path) -> list[Case]:
@@ -360,7 +302,8 @@ def _pool(drawn: np.ndarray, labels: np.ndarray, classes: int, folder: pathlib.P
         "index": np.arange(n), "label": labels.astype(np.int32), "score": np.zeros(n),
         "label_probability": np.ones(n), "verdict": np.full(n, "accepted"),
         "source_label": labels.astype(np.int32), "label_weight": np.ones(n),
-        "conditions": ["{}"] * n,
+        "conditions": ["{}"] * n, "scores": ["{}"] * n, "cosine": np.full(n, np.nan),
+        "ms_ssim": np.full(n, np.nan), "nearest": [""] * n, "failed": [""] * n,
     }  # fmt: skip
     writer = PoolWriter(folder / "pool", info)
     writer.write(0, drawn, columns)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from experiments.throughput import cases as cases_lib
+from experiments.throughput import sampling
 from experiments.throughput.cases import Case
 from lt_jax import config as config_lib
 from lt_jax.data import sources
@@ -120,6 +121,7 @@ def row(case: Case, rates: Sequence[float], device_kind: str) -> dict[str, Any]:
         "flops_per_image": case.flops / case.images or None,
         "lower_seconds": case.lower_seconds,
         "compile_seconds": case.compile_seconds,
+        "temporary_bytes": case.temporaries or None,
         **{name: spread and dataclasses.asdict(spread) for name, spread in spreads.items()},
     }
 
@@ -146,12 +148,12 @@ def build(
         make(config, classes, device_mesh)
         for make in (
             cases_lib.generator_training,
-            cases_lib.sampling,
             cases_lib.extractor_training,
             cases_lib.classifier_training,
             cases_lib.prediction,
         )
     ]
+    made += sampling.cases(config, classes, device_mesh)
     cases = {case.name: case for case in [*made, *cases_lib.loaders(config, classes, folder)]}
     if not compare:
         return cases
@@ -176,6 +178,8 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
         for name in rates
         if name.startswith("loader")
     ]
+    for other in ("no selection", "separate calls"):
+        pairs.append((f"sampling: fused / {other}", "sampling", f"sampling, {other}"))
     for name in ("generator training", "classifier training"):
         pairs.append((f"{name}: all devices / one", name, f"{name}, one device"))
         # The config's own precision stands without a suffix.
@@ -255,6 +259,8 @@ def table(result: Mapping[str, Any]) -> str:
         if evaluations := entry["image_evaluations_per_second"]:
             name = "  image-evaluations/s"
             lines.append(f"{name:36s} {'':5s} {_spread(evaluations):>30s}")
+        if temporaries := entry["temporary_bytes"]:
+            lines.append(f"{'  temporary memory, MiB':36s} {'':5s} {temporaries / 2**20:30.1f}")
     lines += [f"{entry['name']:60s} {_spread(entry)}" for entry in result["ratios"]]
     memory = result["peak_memory"]
     return "\n".join([*lines, f"peak memory ({memory['of']}): {memory['bytes'] / 2**20:,.0f} MiB"])

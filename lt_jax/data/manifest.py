@@ -99,6 +99,11 @@ class SplitManifest:
         """Whether the test labels are left out."""
         return bool((self.labels == LOCKED).any())
 
+    @property
+    def group_numbers(self) -> Int[np.ndarray, "n"]:
+        """Each image's group as an int32 from 0, in the order of the groups' names."""
+        return np.unique(np.array(self.groups), return_inverse=True)[1].astype(np.int32)
+
     def rows(self, split: str) -> Int[np.ndarray, "m"]:
         """Ascending row indices of a split."""
         if split not in SPLITS:

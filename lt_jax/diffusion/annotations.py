@@ -64,7 +64,7 @@ def annotate(
                 f"config.generator.conditions.device: no train image has a {config.device!r}; "
                 "name another column, or leave it empty"
             )
-        number = {name: i for i, name in enumerate(devices)}
+        number: dict[str | None, int] = {name: i for i, name in enumerate(devices)}
         columns["device"] = np.array([number.get(name, NULL) for name in names], np.int32)
     if config.attributes:
         values = np.stack([_numbers(manifest, name) for name in config.attributes], axis=1)

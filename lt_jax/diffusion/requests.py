@@ -36,7 +36,8 @@ class Request:
     Attributes:
       conditions: `Conditions` of the generator's vocabulary, nulls where nothing is asked. What is
         taken from images on device (sketch, image with a hole) is null here.
-      source: uint8 [b h w c], the real image that is changed.
+      own_group: int32 [b], number of the group of the real image that is changed.
+      source: uint8 [b h w c], that image.
       hole: float32 [b h w 1], 1 where it is painted anew.
       start: float32 [b], the time that it is noised to.
       drawn: uint8 [b h w c], the real image whose sketch is to be obeyed.
@@ -44,6 +45,7 @@ class Request:
     """
 
     conditions: Any
+    own_group: Any = None
     source: Any = None
     hole: Any = None
     start: Any = None
@@ -71,6 +73,7 @@ class Requests:
         check(config, generator.vocabulary, manifest.classes)
         self._config, self._generator, self._known = config, generator, known
         self._images, self._ids, self._labels = images, manifest.ids, manifest.labels
+        self._groups = manifest.group_numbers
         self._rows = manifest.rows("train")
         classes = range(len(manifest.classes))
         self._own = [self._rows[manifest.labels[self._rows] == label] for label in classes]
@@ -102,6 +105,7 @@ class Requests:
         conditions = self._conditions(labels, models, seen, places)
         request = Request(
             conditions=conditions,
+            own_group=None if source is None else self._groups[source],
             source=None if source is None else self._images[source],
             hole=places.hole,
             start=self._starts[labels] if self._config.method == "translate" else None,
@@ -204,11 +208,13 @@ def check(config: SynthesizeConfig, vocabulary: Vocabulary, classes: tuple[str, 
             f"config.synthesize.source_classes: no class {min(unknown)!r}; takes some of "
             f"{', '.join(classes)}"
         )
-    if config.strengths and len(config.strengths) != len(classes):
-        raise ConfigError(
-            f"config.synthesize.strengths: got {len(config.strengths)} numbers; takes one a class, "
-            f"{len(classes)}, or none"
-        )
+    for name in ("strengths", "counts"):
+        given = getattr(config, name)
+        if given and len(given) != len(classes):
+            raise ConfigError(
+                f"config.synthesize.{name}: got {len(given)} numbers; takes one a class, "
+                f"{len(classes)}, or none"
+            )
 
 
 def describe(config: SynthesizeConfig) -> str:

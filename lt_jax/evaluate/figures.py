@@ -59,14 +59,16 @@ def style(index: int) -> dict[str, object]:
     }
 
 
-def _clean(axes: Axes, title: str = "") -> None:
+def clean(axes: Axes, title: str = "") -> None:
+    """Takes away what says nothing, and sets the title."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9)
     if title:
         axes.set_title(title, fontsize=10, loc="left")
 
 
-def _legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """One legend for the figure, of what is drawn on `axes`."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(
@@ -119,8 +121,8 @@ def class_histogram(
     axes.set_xlim(0, max(1.0, float(total.max())) * 1.22)
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("images", fontsize=9)
-    _clean(axes)
-    _legend_below(figure, axes)
+    clean(axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -160,8 +162,8 @@ def learning_curves(panels: Mapping[str, Mapping[str, Curve]]) -> Figure:
                 )
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25)
-        _clean(axes, quantity)
-    _legend_below(figure, all_axes[0])
+        clean(axes, quantity)
+    legend_below(figure, all_axes[0])
     return figure
 
 
@@ -194,8 +196,8 @@ def recall_dots(
     axes.set_xlim(-0.03, 1.03)
     axes.grid(axis="x", alpha=0.3)
     axes.set_xlabel("recall on test (train images in brackets)", fontsize=9)
-    _clean(axes)
-    _legend_below(figure, axes)
+    clean(axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -259,7 +261,7 @@ def forest(
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", alpha=0.25)
     axes.set_xlabel("difference, 95% interval (filled: beyond zero)", fontsize=9)
-    _clean(axes, title)
+    clean(axes, title)
     return figure
 
 
@@ -304,10 +306,10 @@ def fidelity_marks(classes: Sequence[str], panels: Mapping[str, Measured]) -> Fi
             axes.axhspan(row - 0.5, row + 0.5, color="#00000010", linewidth=0)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", alpha=0.3)
-        _clean(axes, measure)
+        clean(axes, measure)
     all_axes[0].set_yticks(rows, list(classes))
     all_axes[0].set_ylim(len(classes) - 0.5, -0.5)
-    _legend_below(figure, all_axes[0])
+    legend_below(figure, all_axes[0])
     return figure
 
 
@@ -321,6 +323,6 @@ def ledger_bars(
     axes.set_yticks(range(len(names)), list(names))
     axes.invert_yaxis()
     axes.set_xlabel("seconds", fontsize=9)
-    _clean(axes)
-    _legend_below(figure, axes)
+    clean(axes)
+    legend_below(figure, axes)
     return figure

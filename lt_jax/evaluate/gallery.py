@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from lt_jax.evaluate import figures
-from lt_jax.evaluate.inputs import Source
+from lt_jax.evaluate.inputs import Pair, Source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
@@ -68,25 +68,54 @@ def _pairs(
     counts = len(images), len(scores), len(sources)
     if len(set(counts)) > 1:
         raise ValueError("{}: {} images with {} scores and {} sources".format(name, *counts))
+    above = [None if source is None else source.image for source in sources]
+    pairs = zip(sources, scores, strict=True)
+    captions = [_origin(source, name) + score for source, score in pairs]
+    return _two_lines(
+        f"{name}: accepted (score), each below its real source", above, images, captions
+    )
+
+
+def _two_lines(
+    title: str,
+    above: Sequence[np.ndarray | None],
+    below: Sequence[np.ndarray] | ImageSet,
+    captions: Sequence[str],
+) -> Part:
+    """Lines of images and below each the line that belongs to it; captions are of the upper."""
     tiles: list[np.ndarray | None] = []
-    captions: list[str] = []
-    for start in range(0, len(images), COLUMNS):
+    shown: list[str] = []
+    for start in range(0, len(below), COLUMNS):
         line = slice(start, start + COLUMNS)
-        missing = COLUMNS - len(images[line])
-        tiles += [None if source is None else source.image for source in sources[line]]
-        tiles += [*[None] * missing, *images[line], *[None] * missing]
-        pairs = zip(sources[line], scores[line], strict=True)
-        captions += [_origin(source, name) + score for source, score in pairs]
-        captions += [""] * (missing + COLUMNS)
-    title = f"{name}: accepted (score), each below its real source"
-    return Part(title, tiles, captions, tiers=2)
+        missing = COLUMNS - len(below[line])
+        tiles += [*above[line], *[None] * missing, *below[line], *[None] * missing]
+        shown += [*captions[line], *[""] * (missing + COLUMNS)]
+    return Part(title, tiles, shown, tiers=2)
 
 
-def _origin(source: Source | None, name: str) -> str:
+def closest(title: str, pairs: Sequence[Pair], rows: int = 2) -> Figure:
+    """Train images, and below each the synthetic one that is most like it, with likenesses.
+
+    Args:
+      title: what pairs these are.
+      pairs: in the order in which they are shown.
+      rows: of pairs; further ones are left out.
+    """
+    captions = [
+        f"{textwrap.shorten(pair.label, 14, placeholder='…')}\n"
+        + _origin(pair.nearest, pair.label, "near")
+        + f"{pair.ms_ssim:.3f}, {pair.cosine:.3f}"
+        for pair in pairs
+    ]
+    above, below = [pair.nearest.image for pair in pairs], [pair.image for pair in pairs]
+    return _stack([_two_lines(title, above, below, captions)], rows)
+
+
+def _origin(source: Source | None, name: str, word: str = "from") -> str:
     """The class of a source where it is another one, in lines no wider than a tile."""
     if source is None or source.label == name:
         return ""
-    words = textwrap.wrap(f"from {source.label}", 14, max_lines=2, placeholder="…")
+    words = textwrap.wrap(f"{word} {source.label}", 14, max_lines=2, placeholder="…")
     return "\n".join([*words, ""])
 
 

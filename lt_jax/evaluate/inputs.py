@@ -82,13 +82,15 @@ class Dataset:
 class Pool:
     """Counts of the pool. per_class: a mapping a class, with "class", "generated", "accepted" and
     any further counts, such as the rejections by reason. fidelity: what `fidelity.report` returns,
-    and "class_names"; None where it was not measured."""
+    and "class_names"; None where it was not measured. memorization: what
+    `lt_jax.selection.audit.audit` returns; None where there was no such gate."""
 
     generated: int
     accepted: int
     rejected: Mapping[str, int]
     per_class: Sequence[Mapping[str, Any]] = ()
     fidelity: Mapping[str, Any] | None = None
+    memorization: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,17 +102,30 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pair:
+    """A synthetic image meant to be of class `label`, and the train image it is most like."""
+
+    image: UInt8[np.ndarray, "h w c"]
+    label: str
+    nearest: Source
+    cosine: float
+    ms_ssim: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Gallery:
     """Pictures by class name.
 
     real: train images. accepted: (images, scores). rejected: (images, scores, reasons).
     sources: of each accepted image, None for one made from noise; a class may be missing.
+    closest: pairs, most alike first, of "accepted" images and of "copies" that were stopped.
     """
 
     real: Mapping[str, UInt8[np.ndarray, "_ h w c"]]
     accepted: Mapping[str, tuple[np.ndarray, Sequence[float]]]
     rejected: Mapping[str, tuple[np.ndarray, Sequence[float], Sequence[str]]]
     sources: Mapping[str, Sequence[Source | None]] = dataclasses.field(default_factory=dict)
+    closest: Mapping[str, Sequence[Pair]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,3 +277,23 @@ def _class_fidelity(names: Sequence[str], entry: Mapping[str, Any]) -> dict[str,
         },
         "reasons": {**matched["reasons"], **floor["reasons"], **nearest["reasons"]},
     }
+
+
+def memorization_summary(pool: Pool | None) -> dict[str, Any] | None:
+    """What report.json keeps of the audit of copies; None where there was no such gate.
+
+    Returns:
+      What `lt_jax.selection.audit.audit` returns, with "per_class" for "classes" and there without
+      histograms, which many classes would fill the report with.
+    """
+    if pool is None or pool.memorization is None:
+        return None
+    found = dict(pool.memorization)
+    entries = found.pop("classes")
+    return {**found, "per_class": [_without_histograms(entry) for entry in entries]}
+
+
+def _without_histograms(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _without_histograms(item) for k, item in value.items() if k != "histogram"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import fidelity, figures, gallery, metrics, tables
+from lt_jax.evaluate import fidelity, figures, gallery, metrics, nearness, tables
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
@@ -56,6 +56,8 @@ def draw(
         keep(name, figure)
     if (figure := _fidelity_figure(inputs)) is not None:
         keep("fidelity", figure)
+    for name, figure in nearness.figures_of(inputs):
+        keep(name, figure)
     if panels := _curves(inputs.arms):
         keep("learning_curves", figures.learning_curves(panels))
     recalls = {name: s.recall_per_class[:, shown] for name, s in plain.items()}
@@ -190,6 +192,7 @@ def render(
         class_columns=list(dict.fromkeys(k for row in written["pool"]["per_class"] for k in row)),
         ledger=_ledger_rows(written),
         fidelity_rows=_fidelity_rows(written["pool"]["fidelity"]),
+        copies=nearness.table(written["pool"]["memorization"], inputs.dataset, MAX_CLASSES),
         least={"fd": fidelity.FD_LEAST, "nearest": fidelity.NEAREST_LEAST},
         config=json.dumps(written["config"], indent=2, ensure_ascii=False),
         evaluate=inputs.evaluate,

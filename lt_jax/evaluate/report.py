@@ -5,9 +5,10 @@ report.json last and by rename, so that a folder with report.json holds a whole 
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
 null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`, `shares`, `doses`,
 `unmet`, `uses_pool`, `ledger.data_wait`, `ledger.relies_on` and, for pool arms, `paired_real`
-(against the arm on real images alone that is best on val) per arm; `pool.fidelity` (as described
-at `inputs.fidelity_summary`; null where it was not measured); `costs`, `skipped_images`,
-`absent_test_classes`, `test_groups_per_class`, `tau` and `summary`.
+(against the arm on real images alone that is best on val) per arm; `pool.fidelity` and
+`pool.memorization` (as described at `inputs.fidelity_summary` and `inputs.memorization_summary`;
+null where it was not measured); `costs`, `skipped_images`, `absent_test_classes`,
+`test_groups_per_class`, `tau` and `summary`.
 """
 
 import json
@@ -25,6 +26,7 @@ from lt_jax.evaluate.inputs import (
     Arm,
     Dataset,
     Gallery,
+    Pair,
     Pool,
     ReportInputs,
     Run,
@@ -32,6 +34,7 @@ from lt_jax.evaluate.inputs import (
     StageCost,
     fidelity_summary,
     ledger,
+    memorization_summary,
     sorted_runs,
 )
 from lt_jax.evaluate.metrics import PRIMARY
@@ -42,6 +45,7 @@ __all__ = [
     "Arm",
     "Dataset",
     "Gallery",
+    "Pair",
     "Pool",
     "ReportInputs",
     "Run",
@@ -210,6 +214,7 @@ def _pool(pool: Pool | None) -> dict[str, Any]:
         "rejected": {**dict.fromkeys(REASONS, 0), **pool.rejected},
         "per_class": pool.per_class,
         "fidelity": fidelity_summary(pool),
+        "memorization": memorization_summary(pool),
     }
 
 

@@ -1,26 +1,14 @@
-"""Which synthetic images are accepted: thresholds calibrated on real train images, and the verdict.
+"""Which synthetic images are accepted: the gates, and the verdict on each image.
 
-Real images are accepted or rejected by scores from a fit that has not seen them (cross-fitting):
-train rows are dealt into folds, each fold is scored by a scorer fitted to the others, and the
-threshold of class k is the score below which a share `keep_rate` of its held-out images lies:
+Three gates, each with one number an image and a limit of its class:
 
-  own_k = the ceil((m_k + 1) keep_rate)-th lowest of the m_k held-out scores, or the highest  (1)
-  c_k = m_k / (m_k + pooling)                                                             (2)
-  threshold_k = c_k own_k + (1 - c_k) pooled                                              (3)
+  ood        the out-of-distribution score is at most the threshold (`calibration`)
+  label      the extractor gives the intended class at least a given probability
+  memorised  no train image is as near as only few held-out images have one (`memorization`)
 
-(1) is the conformal quantile (Vovk et al. 2005, Algorithmic Learning in a Random World), by which a
-fresh image of the class is accepted with probability at least keep_rate, as far as m_k can tell.
-(2) is Buhlmann's credibility (1967, ASTIN Bulletin 4, 199-207). `pooled` is the keep_rate quantile
-of all held-out scores, in which class k weighs c_k in sum: classes with many images weigh alike,
-however many, and a class of two hardly counts. pooling = 0 leaves each class its own threshold; a
-large pooling gives all of them the quantile of all images.
-
-A class of one image cannot be held out: the image stays in every fit, and the class's threshold is
-`pooled`. Nothing here takes more than arrays of train rows, so nothing can be calibrated on others
-by mistake of type.
+An image is accepted if it passes all. Every number is kept, also of images that fail.
 """
 
-import enum
 from typing import Any
 
 import flax.struct
@@ -28,142 +16,134 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.config import SelectionConfig
-from lt_jax.selection.ood import FitError, Scorer
-from lt_jax.shapes import Array, Features, Float, Int, Labels, Logits
-
-
-class Reason(enum.IntEnum):
-    """Why an image was rejected; the first gate that it fails."""
-
-    ACCEPTED = 0
-    OOD = 1  # its score exceeds its class's threshold, or is not a number
-    LABEL = 2  # the extractor gives its intended class too little probability
+from lt_jax.config import MemorizationConfig, SelectionConfig
+from lt_jax.selection import calibration, memorization
+from lt_jax.selection.ensemble import Ensemble
+from lt_jax.selection.ood import Evidence
+from lt_jax.shapes import Array, Float, ImagesU8, Int
 
 
 @flax.struct.dataclass
 class Gates:
-    """What `judge` needs: scorer and its state, thresholds [k], least label probability []."""
+    """What `judge` needs.
 
-    scorer: Scorer = flax.struct.field(pytree_node=False)
+    Attributes:
+      ensemble, fitted: the scores, and what they have learned of train images.
+      thresholds: [k], on the combined score.
+      label_probability: [], the least.
+      memorization, bank: how copies are told, and the train images; no bank: no such gate.
+    """
+
+    ensemble: Ensemble = flax.struct.field(pytree_node=False)
+    memorization: MemorizationConfig = flax.struct.field(pytree_node=False)
     fitted: Any
     thresholds: Any
     label_probability: Any
+    bank: Any = None
 
 
 @flax.struct.dataclass
 class Verdict:
-    """Of each image, [b]: OOD score, probability of its label, whether accepted, a `Reason`."""
+    """What the gates say of b images.
 
+    Attributes:
+      score: [b], combined; `scores`: [b m], of each member of the ensemble.
+      label_probability: [b], of the intended class.
+      cosine, ms_ssim: [b], likeness to the nearest train image, NaN without a bank; `nearest`: [b]
+        its row in the bank, -1 without one.
+      passed: [b 3] bool, each of `lt_jax.data.pool.GATES`; `accepted`: [b] bool, all of them.
+    """
+
+    score: Any
     scores: Any
     label_probability: Any
+    cosine: Any
+    ms_ssim: Any
+    nearest: Any
+    passed: Any
     accepted: Any
-    reason: Any
 
 
 def calibrate(
-    scorer: Scorer,
-    features: Float[np.ndarray | Array, "n d"],
-    logits: Float[np.ndarray | Array, "n k"],
-    labels: Int[np.ndarray | Array, "n"],
+    ensemble: Ensemble,
+    train: Evidence,
+    held_out: Evidence | None,
     config: SelectionConfig,
     seed: int,
-) -> Gates:
-    """Gates from real train images. Runs on host; the scorer is fitted `folds` + 1 times.
+) -> tuple[Any, Float[np.ndarray, "k"]]:
+    """Fits the scores to real train images, and their thresholds to images held out.
+
+    Args:
+      train: real train images.
+      held_out: those of `policy_val`, which neither scores nor extractor have seen; None: train
+        images are held out in turn, by `config.folds`.
+      config: of the selection.
+      seed: of the folds.
+
+    Returns:
+      The fitted state, and a threshold [k] for each class.
 
     Raises:
-      ValueError: a class has no image, no class has two, or a feature is not finite.
+      FitError: a class has no train image, or a feature is not finite.
+      CalibrationError: no image could be held out.
     """
-    labels = np.asarray(labels)
-    scores = held_out_scores(scorer, features, logits, labels, config.folds, seed)
-    limits = thresholds(scores, labels, scorer.num_classes, config.keep_rate, config.pooling)
-    return Gates(
-        scorer=scorer,
-        fitted=scorer.fit(features, logits, labels),
-        thresholds=jnp.asarray(limits, jnp.float32),
-        label_probability=jnp.asarray(config.label_probability, jnp.float32),
+    fitted = ensemble.fit(train)
+    if held_out is None:
+        labels = np.asarray(train.labels)
+
+        def score(rest: np.ndarray, held: np.ndarray) -> np.ndarray:
+            take = lambda rows: jax.tree.map(lambda leaf: leaf[rows], train)
+            return np.asarray(_score(ensemble, ensemble.fit(take(rest)), take(held)))
+
+        scores = calibration.held_out_scores(score, labels, config.folds, seed)
+    else:
+        labels = np.asarray(held_out.labels)
+        scores = np.asarray(_score(ensemble, fitted, held_out))
+    limits = calibration.thresholds(
+        scores, labels, ensemble.num_classes, config.keep_rate, config.pooling
     )
+    return fitted, limits
 
 
-def judge(gates: Gates, features: Features, logits: Logits, labels: Labels) -> Verdict:
-    """Passes each image through the gates. Pure: meant to be fused into the sampling program."""
-    scores = gates.scorer.score(gates.fitted, features, logits, labels)
-    probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=1)
+def judge(
+    gates: Gates, images: ImagesU8, evidence: Evidence, own_groups: Int[Array, "b"]
+) -> Verdict:
+    """Passes each image through the gates. Pure: meant to be fused into the sampling program.
+
+    Args:
+      gates: see `Gates`.
+      images: as they are stored.
+      evidence: what scores are made of; its labels are the intended classes.
+      own_groups: of the train image that each was made from, which it may be like; -1: none.
+    """
+    labels = evidence.labels
+    score, scores = gates.ensemble.score(gates.fitted, evidence)
+    probabilities = jax.nn.softmax(evidence.logits.astype(jnp.float32), axis=1)
     probability = jnp.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-    inside = scores <= gates.thresholds[labels]  # false for NaN
+    inside = score <= gates.thresholds[labels]  # false for NaN
     plausible = probability >= gates.label_probability
-    reason = jnp.where(inside, jnp.where(plausible, Reason.ACCEPTED, Reason.LABEL), Reason.OOD)
-    return Verdict(scores, probability, inside & plausible, reason.astype(jnp.int32))
-
-
-def held_out_scores(
-    scorer: Scorer,
-    features: Float[np.ndarray | Array, "n d"],
-    logits: Float[np.ndarray | Array, "n k"],
-    labels: Int[np.ndarray | Array, "n"],
-    folds: int,
-    seed: int,
-) -> Float[np.ndarray, "n"]:
-    """Each train image's score by a fit without its fold; NaN for the only image of a class."""
-    features, logits, labels = np.asarray(features), np.asarray(logits), np.asarray(labels)
-    fold = stratified_folds(labels, folds, seed)
-    scores = np.full(len(labels), np.nan, np.float32)
-    for held_out in (fold == number for number in range(folds)):
-        if not held_out.any():
-            continue
-        rest = ~held_out
-        state = scorer.fit(features[rest], logits[rest], labels[rest])
-        rows = (jnp.asarray(array[held_out]) for array in (features, logits, labels))
-        scores[held_out] = np.asarray(scorer.score(state, *rows))
-    return scores
-
-
-def stratified_folds(labels: Int[np.ndarray, "n"], folds: int, seed: int) -> Int[np.ndarray, "n"]:
-    """The fold of each row; -1 for the only image of a class, which no fold holds out.
-
-    A class's rows, shuffled, are dealt to the folds in turn, and the next class goes on where it
-    ended, so that folds differ by one row at most, in each class and in sum.
-    """
-    generator = np.random.default_rng(seed)
-    fold = np.full(len(labels), -1)
-    dealt = 0
-    for label in np.unique(labels):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        if len(rows) > 1:
-            fold[rows] = (dealt + np.arange(len(rows))) % folds
-            dealt += len(rows)
-    return fold
-
-
-def thresholds(
-    scores: Float[np.ndarray, "n"],
-    labels: Int[np.ndarray, "n"],
-    num_classes: int,
-    keep_rate: float,
-    pooling: float,
-) -> Float[np.ndarray, "k"]:
-    """Equations (1)-(3) from held-out scores, in which NaN stands for "not held out".
-
-    Raises:
-      ValueError: no image was held out.
-    """
-    known = ~np.isnan(scores)
-    scores, labels = scores[known].astype(np.float64), labels[known]
-    if not len(scores):
-        raise FitError(
-            "selection: no class has two train images, so none can be held out to calibrate a "
-            "threshold; lower imbalance_factor or train on more images"
+    if gates.bank is None:
+        cosine = ms_ssim = jnp.full(labels.shape, jnp.nan)
+        nearest = jnp.full(labels.shape, -1, jnp.int32)
+        new = jnp.ones(labels.shape, bool)
+    else:
+        found = memorization.nearest(
+            gates.memorization, gates.bank, images, evidence.features, own_groups
         )
-    counts = np.bincount(labels, minlength=num_classes)
-    credibility = np.where(counts > 0, counts / np.maximum(counts + pooling, 1), 0.0)
-    pooled = np.quantile(
-        scores,
-        keep_rate,
-        method="inverted_cdf",
-        weights=(credibility / np.maximum(counts, 1))[labels],
+        cosine, ms_ssim, nearest = found.cosine, found.ms_ssim, found.ms_ssim_rows
+        new = ~memorization.is_copy(gates.memorization, gates.bank, found, labels)
+    passed = jnp.stack([inside, plausible, new], axis=1)
+    return Verdict(
+        score=score,
+        scores=scores,
+        label_probability=probability,
+        cosine=cosine,
+        ms_ssim=ms_ssim,
+        nearest=nearest.astype(jnp.int32),
+        passed=passed,
+        accepted=jnp.all(passed, axis=1),
     )
-    own = np.full(num_classes, pooled)
-    for label in np.flatnonzero(counts):
-        rank = int(np.ceil((counts[label] + 1) * keep_rate - 1e-9))  # 1e-9: 10 * 0.9 is 9
-        own[label] = np.sort(scores[labels == label])[min(max(rank, 1), counts[label]) - 1]
-    return credibility * own + (1 - credibility) * pooled
+
+
+def _score(ensemble: Ensemble, fitted: Any, evidence: Evidence) -> Float[Array, "n"]:
+    return ensemble.score(fitted, jax.tree.map(jnp.asarray, evidence))[0]

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lt_jax.classify import predict
 from lt_jax.config import (
+    AugmentConfig,
     ClassifierConfig,
     GeneratorConfig,
     GuidanceConfig,
+    MemorizationConfig,
     SelectionConfig,
     SketchConfig,
     SynthesizeConfig,
@@ -19,13 +22,15 @@ from lt_jax.config import (
     ViTConfig,
 )
 from lt_jax.data import augment
-from lt_jax.diffusion import annotations, synthesize, trained
+from lt_jax.diffusion import annotations, trained
+from lt_jax.diffusion import program as program_lib
 from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.requests import Request, Requests
 from lt_jax.models import classifier, conditioning, module
 from lt_jax.models.unet import UNet
 from lt_jax.runtime import keys, mesh
-from lt_jax.selection import ood, select
+from lt_jax.selection import memorization, ood, select
+from lt_jax.selection.ensemble import EnsembleState
 from tests.diffusion.lesion_set import ALL, EVERYTHING, MANIFEST, MASKS, SIZE, TRAIN
 
 SHAPE = (SIZE, SIZE, 1)
@@ -40,8 +45,9 @@ EXTRACTOR = ClassifierConfig(
     vit=ViTConfig(variant="custom", width=8, depth=1, heads=2, mlp=8, patch_size=8)
 )
 IMAGES = np.random.default_rng(0).integers(0, 256, (len(MANIFEST), *SHAPE), dtype=np.uint8)
+ALL_LEAVE = SelectionConfig(keep_rate=0.6, label_probability=0.3, keep_rejected=True)
 CONFIGS = {
-    config.method: dataclasses.replace(config, given=EVERYTHING, source="all")
+    config.method: dataclasses.replace(config, given=EVERYTHING, source="all", selection=ALL_LEAVE)
     for config in (
         SynthesizeConfig(method="generate", steps=2, sampler="ancestral"),
         SynthesizeConfig(
@@ -71,18 +77,29 @@ def parameters():
     )
     forward = jax.jit(lambda images: module.apply(network, extractor, images, train=False))
     logits, features = forward(augment.normalize(jnp.asarray(IMAGES[TRAIN])))
-    labels = MANIFEST.labels[TRAIN]
-    config = SelectionConfig(keep_rate=0.6, label_probability=0.3)
-    gates = select.calibrate(ood.make(config, 3), features, logits, labels, config, 0)
+    train = ood.Evidence(
+        features=np.asarray(features), logits=np.asarray(logits), labels=MANIFEST.labels[TRAIN]
+    )
+    ensemble = ood.make(ALL_LEAVE, 3)
+    fitted, limits = select.calibrate(ensemble, train, None, ALL_LEAVE, 0)
+    copies = MemorizationConfig(candidates=2)
+    rows = np.array(TRAIN)
+    bank = memorization.fit(
+        copies, IMAGES[rows], train.features, MANIFEST.group_numbers[rows],
+        IMAGES[rows][::-1], train.features[::-1], train.labels[::-1], 3, 20.0, AugmentConfig(),
+    )  # fmt: skip
+    gates = select.Gates(
+        ensemble, copies, fitted, jnp.asarray(limits, jnp.float32), jnp.asarray(0.3), bank
+    )
     return disturbed(GENERATOR.init(), 0), extractor, gates
 
 
-def run(config, indices=INDICES, devices=8, params=None, **changes):
-    """The request of candidates `indices`, and the program's images and verdict."""
+def judge(config, indices=INDICES, devices=8, params=None, **changes):
+    """The request of candidates `indices`, and the judged batch on its devices."""
     requests = Requests(config, GENERATOR, KNOWN, MANIFEST, IMAGES)
-    networks = synthesize.Networks(GENERATOR, EXTRACTOR, requests.present)
+    networks = program_lib.Networks(GENERATOR, EXTRACTOR, requests.present)
     device_mesh = mesh.make_mesh(devices)
-    program = synthesize.make_program(config, networks, device_mesh)
+    program = program_lib.make_program(config, networks, device_mesh)
     request, _ = requests(indices)
     request = request.replace(**changes)
     unet, extractor, gates = parameters()
@@ -90,7 +107,16 @@ def run(config, indices=INDICES, devices=8, params=None, **changes):
         (unet if params is None else params, extractor, gates, keys.root(3)),
         mesh.replicated(device_mesh),
     )
-    return request, *jax.device_get(program(*held, jnp.asarray(indices), request))
+    alone = request.replace(source=None)
+    return request, program(*held, jnp.asarray(indices), alone, request.source)
+
+
+def run(config, **settings):
+    """The request, and the images and verdict of every candidate."""
+    request, judged = judge(config, **settings)
+    fetched = program_lib.fetch(judged)
+    np.testing.assert_array_equal(fetched.rows, np.arange(len(fetched.rows)))
+    return request, fetched.images, fetched.verdict
 
 
 @functools.cache
@@ -107,15 +133,52 @@ def test_image_i_is_the_same_in_any_batch_and_on_any_number_of_devices(method):
     rows = np.array([5, 2, 7, 0])
     _, others, other_verdict = run(CONFIGS[method], indices=INDICES[rows], devices=1)
     assert np.abs(images[rows].astype(int) - others).max() <= 1  # rounding falls differently
-    np.testing.assert_array_equal(verdict.reason[rows], other_verdict.reason)
+    np.testing.assert_array_equal(verdict.passed[rows], other_verdict.passed)
     np.testing.assert_array_equal(verdict.accepted[rows], other_verdict.accepted)
-    np.testing.assert_allclose(verdict.scores[rows], other_verdict.scores, rtol=0.05)
+    np.testing.assert_allclose(verdict.score[rows], other_verdict.score, rtol=0.05)
+
+
+def test_accepted_images_alone_leave_and_are_those_of_all():
+    """Each of two devices cuts its own; rows tell which candidates they are."""
+    config = dataclasses.replace(
+        CONFIGS["inpaint"], selection=dataclasses.replace(ALL_LEAVE, keep_rejected=False)
+    )
+    _, every, verdict = whole("inpaint")
+    for devices in (8, 2):
+        fetched = program_lib.fetch(judge(config, devices=devices)[1])
+        np.testing.assert_array_equal(fetched.rows, np.flatnonzero(verdict.accepted))
+        assert np.abs(fetched.images.astype(int) - every[fetched.rows]).max() <= 1
+    assert 0 < len(fetched.rows) < 8
+
+
+@pytest.mark.parametrize("method", ["generate", "inpaint"])
+def test_fused_equals_its_steps_one_by_one(method):
+    """Images, features, verdicts and the cut, each a program of its own with the host between."""
+    config = dataclasses.replace(
+        CONFIGS[method], selection=dataclasses.replace(ALL_LEAVE, keep_rejected=False)
+    )
+    request, judged = judge(config, devices=1)
+    fused = program_lib.fetch(judged)
+    unet, extractor, gates = parameters()
+    networks = program_lib.Networks(GENERATOR, EXTRACTOR, EVERYTHING)
+    sample = jax.jit(functools.partial(program_lib.make_images, config, networks))
+    images = np.asarray(sample(unet, keys.root(3), jnp.asarray(INDICES), request))
+    forward = predict.make_forward(EXTRACTOR, 3, mesh.make_mesh(1))
+    logits, features = jax.device_get(forward(extractor, images))
+    told = ood.Evidence(features=features, logits=logits, labels=INDICES % 3)
+    own = np.full(8, -1, np.int32) if request.own_group is None else request.own_group
+    verdict = jax.device_get(jax.jit(select.judge)(gates, images, told, own))
+    np.testing.assert_array_equal(fused.rows, np.flatnonzero(verdict.accepted))
+    np.testing.assert_array_equal(fused.images, images[verdict.accepted])
+    for name in ("passed", "nearest", "ms_ssim"):
+        np.testing.assert_array_equal(getattr(fused.verdict, name), getattr(verdict, name))
+    np.testing.assert_allclose(fused.verdict.score, verdict.score, rtol=1e-5)
 
 
 def test_verdicts_differ():
     """So that their being equal above says something."""
-    reasons = np.concatenate([whole(method)[2].reason for method in CONFIGS])
-    assert len(set(reasons.tolist())) > 1
+    passed = np.concatenate([whole(method)[2].passed for method in CONFIGS])
+    assert len(np.unique(passed, axis=0)) > 2
 
 
 @pytest.mark.parametrize("method", ["inpaint", "repaint"])
@@ -194,11 +257,11 @@ def test_evaluations_are_the_network_s(settings, expected, monkeypatch):
     monkeypatch.setattr(module, "apply", apply)
     config = SynthesizeConfig(steps=3, **{"given": ("label", "device"), **settings})
     vocabulary = conditioning.Vocabulary(2, devices=2)
-    networks = synthesize.Networks(
+    networks = program_lib.Networks(
         Generator(GeneratorConfig(), vocabulary, (4, 4, 1)), EXTRACTOR, config.given
     )
     # Past the cache: a program that knows nothing of the real network must not stay there.
-    program = synthesize.make_program.__wrapped__(config, networks, mesh.make_mesh(1))
+    program = program_lib.make_program.__wrapped__(config, networks, mesh.make_mesh(1))
     conditions = conditioning.nulls(vocabulary, 2, 4, 4).replace(label=jnp.array([0, 1]))
     request = Request(
         conditions,
@@ -207,8 +270,13 @@ def test_evaluations_are_the_network_s(settings, expected, monkeypatch):
         start=np.full(2, 0.5, np.float32),
     )
     gates = select.Gates(
-        ood.make(SelectionConfig(score="none"), 2), (), jnp.zeros(2), jnp.zeros(())
+        ood.make(SelectionConfig(scores=()), 2),
+        MemorizationConfig(),
+        EnsembleState((), None),
+        jnp.zeros(2),
+        jnp.zeros(()),
     )
-    program((), (), gates, keys.root(0), jnp.arange(2), request)
+    alone = request.replace(source=None)
+    program((), (), gates, keys.root(0), jnp.arange(2), alone, request.source)
     jax.effects_barrier()
-    assert sum(asked) / 2 == expected == synthesize.evaluations(config, networks)
+    assert sum(asked) / 2 == expected == program_lib.evaluations(config, networks)

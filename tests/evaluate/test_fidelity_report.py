@@ -161,8 +161,11 @@ def test_sources_that_do_not_match_the_images_are_refused():
         gallery.side_by_side("a", pictures(2), pictures(2), [0.0, 0.0], [source])
 
 
-def make_pool(folder, notes):
-    """A manifest whose rows are not in the order of its splits, and a pool of two classes."""
+def make_pool(folder, notes, **changes):
+    """A manifest whose rows are not in the order of its splits, and a pool of two classes.
+
+    Images of candidates that fail as memorised are not kept.
+    """
     n = 6
     nothing = ((),) * n
     manifest = SplitManifest(
@@ -179,7 +182,6 @@ def make_pool(folder, notes):
         classes=("first", "second"),
     )
     info = PoolInfo("g", "e", manifest.sha256, 0, manifest.classes, 1.0, "ddim", (0.0, 0.0), 0.0)
-    writer = PoolWriter(folder, info)
     m = len(notes)
     columns = {
         "index": np.arange(m),
@@ -188,11 +190,19 @@ def make_pool(folder, notes):
         "label_weight": np.ones(m),
         "conditions": [json.dumps(note) for note in notes],
         "score": np.arange(m, dtype=float),
+        "scores": ["{}"] * m,
         "label_probability": np.ones(m),
+        "cosine": np.linspace(0.5, 0.8, m),
+        "ms_ssim": np.linspace(0.4, 0.9, m),
+        "nearest": ["image 1"] * m,
+        "failed": [""] * m,
         "verdict": ["accepted"] * m,
     }
-    writer.write(0, pictures(m, 2), columns)
-    writer.finish(np.array([m, m]))
+    columns |= changes
+    kept = np.flatnonzero(np.array(columns["failed"]) != "memorised")
+    with PoolWriter(folder, info) as writer:
+        writer.write(0, pictures(m, 2)[kept], columns, kept)
+        writer.finish(np.array([m, m]))
     return manifest, PoolReader(folder, manifest.sha256)
 
 

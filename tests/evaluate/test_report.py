@@ -63,7 +63,14 @@ def test_json_has_the_schemas_keys(written):
         "test_openings",
     }
     assert returned["dataset"]["groups"]["medium"] == [CLASSES[1], CLASSES[2]]
-    assert set(returned["pool"]) == {"generated", "accepted", "rejected", "per_class", "fidelity"}
+    assert set(returned["pool"]) == {
+        "generated",
+        "accepted",
+        "rejected",
+        "per_class",
+        "fidelity",
+        "memorization",
+    }
     assert returned["pool"]["rejected"] == {"ood": 7, "label": 3, "memorised": 0}
     arm_keys = {
         "name",

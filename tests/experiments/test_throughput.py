@@ -34,17 +34,20 @@ def result(config):
 
 def test_every_part_is_timed(result):
     assert [row["name"] for row in result["rows"]] == [
-        "generator training", "sampling", "extractor training", "classifier training",
-        "prediction", "loader, memory", "loader, JPEG files", "loader, pool",
+        "generator training", "extractor training", "classifier training", "prediction",
+        "sampling", "sampling, no selection", "sampling, separate calls",
+        "loader, memory", "loader, JPEG files", "loader, pool",
     ]  # fmt: skip
     for row in result["rows"]:
         rate = row["images_per_second"]
         assert 0 < rate["min"] <= rate["median"] <= rate["max"] and rate["n"] == 3
-        on_device = not row["name"].startswith("loader")
+        on_device = not row["name"].startswith(("loader", "sampling,"))
         assert (row["compile_seconds"] is not None) == on_device
         assert (row["gflops_per_second"] is not None) == on_device
     assert {r["name"] for r in result["ratios"]} == {
-        f"loader, {source} / classifier training" for source in ("memory", "JPEG files", "pool")
+        *(f"loader, {source} / classifier training" for source in ("memory", "JPEG files", "pool")),
+        "sampling: fused / no selection",
+        "sampling: fused / separate calls",
     }
 
 

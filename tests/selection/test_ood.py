@@ -1,4 +1,6 @@
-"""Mahalanobis scores: shrinkage against scikit-learn, invariances, limits of few images."""
+"""What every score holds to: one protocol, few images, what is refused; names of the config."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,207 +8,160 @@ import numpy as np
 import pytest
 
 from lt_jax.config import SelectionConfig
-from lt_jax.selection import ood, select
-from lt_jax.selection.ood import MIN_SHRINKAGE, Mahalanobis, ledoit_wolf
+from lt_jax.selection import ood
+from lt_jax.selection.gaussian import Mahalanobis
+from lt_jax.selection.neighbors import KNearest
+from lt_jax.selection.standardize import PRIOR_FREEDOM, moments, standardize
+from lt_jax.selection.subspace import ViM
+from tests.selection.gaussians import gaussian_classes, per_class
+
+NAMES = (
+    "mahalanobis",
+    "mahalanobis_per_class",
+    "relative_mahalanobis",
+    "knn",
+    "residual",
+    "vim",
+    "energy",
+    "max_softmax",
+    "max_logit",
+    "denoising",
+)
 
 
-def gaussian_classes(seed, counts, dimension, scales=None):
-    """Features, logits and labels of Gaussian classes with one covariance times scale^2."""
-    generator = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(len(counts)), counts)
-    means = 3 * np.random.default_rng(100).normal(size=(len(counts), dimension))
-    mix = np.random.default_rng(101).normal(size=(dimension, dimension)) / np.sqrt(dimension)
-    noise = generator.normal(size=(len(labels), dimension)) @ mix
-    if scales is not None:
-        noise *= np.asarray(scales)[labels][:, None]
-    features = (means[labels] + noise).astype(np.float32)
-    return features, np.zeros((len(labels), len(counts)), np.float32), labels.astype(np.int32)
+def scorers(num_classes):
+    ensemble = ood.make(SelectionConfig(scores=NAMES), num_classes)
+    return dict(ensemble.members)
 
 
-def score(scorer, state, features, logits, labels):
-    return np.asarray(scorer.score(state, *map(jnp.asarray, (features, logits, labels))))
+def evidence(seed, counts, dimension=6):
+    """Gaussian features, logits a linear function of them, and errors that are positive."""
+    features, _, labels = gaussian_classes(seed, counts, dimension)
+    head = np.random.default_rng(7).normal(size=(dimension, len(counts)))
+    errors = np.exp(0.3 * np.random.default_rng(seed).normal(size=(len(labels), 2)))
+    logits = (features @ head).astype(np.float32)
+    return ood.Evidence(features, logits, labels, errors.astype(np.float32))
 
 
-@pytest.mark.parametrize(("count", "dimension"), [(400, 6), (30, 10), (5, 20), (3, 8)])
-def test_ledoit_wolf_against_scikit_learn(count, dimension):
-    from sklearn.covariance import LedoitWolf
-
-    generator = np.random.default_rng(count)
-    rows = generator.normal(size=(count, dimension)) * np.linspace(0.2, 30.0, dimension)
-    rows -= rows.mean(axis=0)
-    expected = LedoitWolf(assume_centered=True).fit(rows)
-    padded = jnp.asarray(np.concatenate([rows, np.zeros((7, dimension))]), jnp.float32)
-    covariance, rho = ledoit_wolf(padded, jnp.asarray(float(count)))
-    assert expected.shrinkage_ > MIN_SHRINKAGE
-    np.testing.assert_allclose(rho, expected.shrinkage_, rtol=1e-4)
-    scale = np.abs(expected.covariance_).max()
-    np.testing.assert_allclose(covariance, expected.covariance_, atol=1e-5 * scale)
+def fit(scorer, known):
+    return scorer.fit(getattr(known, scorer.reads), known.logits, known.labels)
 
 
-def test_shrinkage_ignores_the_scale_of_features():
-    rows = np.random.default_rng(0).normal(size=(20, 5)) * np.arange(1, 6)
-    count = jnp.asarray(20.0)
-    rhos = [ledoit_wolf(jnp.asarray(s * rows, jnp.float32), count)[1] for s in (1e-6, 1.0, 1e8)]
-    np.testing.assert_allclose(rhos, [rhos[1]] * 3, rtol=1e-5)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_scores_against_scikit_learn_s_distances(tied):
-    from sklearn.covariance import LedoitWolf
-
-    counts = np.asarray([60, 25])
-    features, logits, labels = gaussian_classes(0, counts, 4, scales=[1.0, 2.0])
-    scorer = Mahalanobis(2, tied=tied)
-    state = scorer.fit(features, logits, labels)
-    fresh = gaussian_classes(1, [6, 6], 4)
-    means = np.stack([features[labels == k].mean(axis=0) for k in range(2)]).astype(np.float64)
-    residuals = features - means[labels]
-    expected = np.empty(12)
-    for k in range(2):
-        rows = residuals if tied else residuals[labels == k]
-        freedom = len(rows) - (2 if tied else 1)
-        fitted = LedoitWolf(assume_centered=True).fit(rows)
-        difference = fresh[0][fresh[2] == k] - means[k]
-        precision = np.linalg.inv(fitted.covariance_ * len(rows) / freedom)
-        squared = np.einsum("bd,de,be->b", difference, precision, difference)
-        expected[fresh[2] == k] = squared / 4 / (1 + 1 / counts[k])
-    np.testing.assert_allclose(score(scorer, state, *fresh), expected, rtol=1e-3)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_rotation_shift_and_scale_of_features_leave_scores_alone(tied):
-    train, fresh = (gaussian_classes(seed, [40, 9], 6) for seed in (0, 1))
-    rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(6, 6)))[0]
-    move = lambda f: (5 * f @ rotation + 20).astype(np.float32)
-    scorer = Mahalanobis(2, tied=tied)
-    plain = score(scorer, scorer.fit(*train), *fresh)
-    moved = score(scorer, scorer.fit(move(train[0]), *train[1:]), move(fresh[0]), *fresh[1:])
-    np.testing.assert_allclose(moved, plain, rtol=2e-3)
-
-
-def test_fresh_images_score_about_one_in_every_class_however_few_it_has():
-    counts = [400, 400, 2, 1]
-    state_scores = []
-    for seed in range(60):
-        scorer = Mahalanobis(4)
-        state = scorer.fit(*gaussian_classes(seed, counts, 5))
-        fresh = gaussian_classes(1000 + seed, [20] * 4, 5)
-        state_scores.append(score(scorer, state, *fresh).reshape(4, 20))
-    per_class = np.mean(state_scores, axis=(0, 2))
-    np.testing.assert_allclose(per_class, np.ones(4), rtol=0.12)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_an_image_at_its_class_s_mean_scores_nothing_and_elsewhere_more(tied):
-    train = gaussian_classes(0, [30, 5], 6)
-    scorer = Mahalanobis(2, tied=tied)
-    state = scorer.fit(*train)
-    labels = np.asarray([0, 1], np.int32)
-    means = np.asarray(state.means)
-    at_mean = score(scorer, state, means, np.zeros((2, 2), np.float32), labels)
-    swapped = score(scorer, state, means, np.zeros((2, 2), np.float32), labels[::-1].copy())
-    np.testing.assert_allclose(at_mean, [0.0, 0.0], atol=1e-8)
-    assert np.all(swapped > 2)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("counts", [[40, 1], [40, 5], [3, 2]])
-def test_fewer_images_than_dimensions_give_finite_ordered_scores(tied, counts):
-    train = gaussian_classes(0, counts, 16)
-    scorer = Mahalanobis(2, tied=tied)
-    state = scorer.fit(*train)
-    mean = np.asarray(state.means)[1:]
-    direction = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
-    path = mean + np.asarray([[0.5], [1.0], [4.0]], np.float32) * direction
-    scores = score(scorer, state, path, np.zeros((3, 2), np.float32), np.ones(3, np.int32))
-    assert np.all(np.isfinite(scores))
-    np.testing.assert_allclose(scores / scores[1], [0.25, 1.0, 16.0], rtol=1e-3)
-
-
-def test_two_images_take_the_pooled_covariance_not_their_own_line():
-    features, logits, labels = gaussian_classes(0, [50, 2], 3)
-    state = Mahalanobis(2, tied=False).fit(features, logits, labels)
-    pooled = Mahalanobis(2).fit(features, logits, labels)
-    np.testing.assert_allclose(state.whitening[1], pooled.whitening, rtol=1e-5)
-    assert np.any(np.abs(state.whitening[0] - pooled.whitening) > 1e-3)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_identical_images_take_the_pooled_covariance_or_the_identity(tied):
-    features, logits, labels = gaussian_classes(0, [50, 4], 3)
-    features[labels == 1] = features[labels == 1][:1]
-    scorer = Mahalanobis(2, tied=tied)
-    state = scorer.fit(features, logits, labels)
-    if not tied:
-        pooled = Mahalanobis(2).fit(features, logits, labels)
-        np.testing.assert_allclose(state.whitening[1], pooled.whitening, rtol=1e-5)
-    # Nothing varies: plain squared distance.
-    still = scorer.fit(np.full((4, 3), 7.0, np.float32), logits[:4], np.asarray([0, 0, 1, 1]))
-    off = np.full((2, 3), 9.0, np.float32)
-    scores = score(scorer, still, off, logits[:2], np.asarray([0, 1]))
-    np.testing.assert_allclose(scores, np.full(2, 4.0 / 1.5), rtol=1e-6)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_dead_feature_does_not_break_the_factor(tied):
-    features, logits, labels = gaussian_classes(0, [3000, 500], 8)
-    features[:, 3] = 0.0
-    scorer = Mahalanobis(2, tied=tied)
-    state = scorer.fit(features, logits, labels)
-    scores = score(scorer, state, features, logits, labels)
-    assert np.all(np.isfinite(scores))
-    alive = features[:1].copy()
-    alive[0, 3] = 5.0
-    assert score(scorer, state, alive, logits[:1], labels[:1])[0] > 100 * scores[0]
-
-
-def test_shrinkage_has_a_floor_where_residuals_show_no_noise():
-    """Two images of one class: residuals r and -r, of which Ledoit and Wolf's rho is nothing."""
-    features, logits, labels = gaussian_classes(0, [2], 8)
-    rho = ledoit_wolf(jnp.asarray(features - features.mean(axis=0)), jnp.asarray(2.0))[1]
-    np.testing.assert_allclose(rho, MIN_SHRINKAGE, rtol=1e-6)
-    scorer = Mahalanobis(1)
-    scores = score(scorer, scorer.fit(features, logits, labels), 3 * features, logits, labels)
-    assert np.all(np.isfinite(scores))
-    assert np.all(scores > 0)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_score_is_jittable_and_row_by_row(tied):
-    train, fresh = (gaussian_classes(seed, [30, 9, 5], 6) for seed in (0, 1))
-    scorer = Mahalanobis(3, tied=tied)
-    state = scorer.fit(*train)
-    whole = score(scorer, state, *fresh)
-    rows = [
-        jax.jit(scorer.score)(state, *(jnp.asarray(a[i : i + 1]) for a in fresh))[0]
-        for i in (0, 20, 43)
-    ]
-    np.testing.assert_allclose(rows, whole[[0, 20, 43]], rtol=1e-5)
-
-
-def test_what_cannot_be_fitted_is_refused():
-    features, logits, labels = gaussian_classes(0, [10, 5], 4)
-    with pytest.raises(ood.FitError, match="no train image of class 2"):
-        Mahalanobis(3).fit(features, logits, labels)
-    with pytest.raises(ood.FitError, match=r"labels lie in \[0, 1\]; 1 classes"):
-        Mahalanobis(1).fit(features, logits, labels)
-    features[12, 2] = np.nan
-    with pytest.raises(ood.FitError, match=r"1 train images are not finite \(first: row 12\)"):
-        Mahalanobis(2).fit(features, logits, labels)
+def score(scorer, state, known):
+    known = jax.tree.map(jnp.asarray, known)
+    return scorer.score(state, getattr(known, scorer.reads), known.logits, known.labels)
 
 
 def test_make_follows_the_config():
     made = ood.make(SelectionConfig(), 7)
-    assert made == Mahalanobis(7)
-    assert isinstance(made, ood.Scorer)
+    assert made.members == (("mahalanobis", Mahalanobis(7)),)
+    config = SelectionConfig(
+        scores=("vim", "knn", "vim"), neighbors=3, explained=0.5, folds=4, pooling=2.0
+    )
+    made = ood.make(config, 7)
+    assert made.members == (("vim", ViM(7, 0.5)), ("knn", KNearest(7, 3)))
+    assert (made.num_classes, made.folds, made.pooling) == (7, 4, 2.0)
+    assert made == ood.make(config, 7) and hash(made) == hash(ood.make(config, 7))
+    choices = SelectionConfig.__dataclass_fields__["scores"].metadata["choices"]
+    assert tuple(scorers(2)) == NAMES == choices
 
 
-def test_without_a_score_every_image_passes(getkey):
-    features = jax.random.normal(getkey(), (12, 3))
-    labels = np.arange(12) % 2
-    scorer = ood.make(SelectionConfig(score="none"), 2)
-    config = SelectionConfig(score="none", label_probability=0.0, folds=2)
-    gates = select.calibrate(scorer, features, jnp.zeros((12, 2)), labels, config, 0)
-    far = 1e6 + jax.random.normal(getkey(), (4, 3))
-    verdict = select.judge(gates, far, jnp.zeros((4, 2)), jnp.zeros(4, jnp.int32))
-    assert verdict.accepted.all()
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_float32_pytrees_that_score_row_by_row_under_jit(name):
+    scorer = scorers(3)[name]
+    assert isinstance(scorer, ood.Scorer)
+    state = fit(scorer, evidence(0, [30, 9, 5]))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} <= {"float32", "int32"}
+    fresh = evidence(1, [3, 2, 2])
+    compiled = jax.jit(functools.partial(score, scorer))
+    whole = compiled(state, fresh)
+    assert (whole.shape, whole.dtype) == ((7,), jnp.float32)
+    turned = compiled(state, jax.tree.map(lambda leaf: leaf[::-1].copy(), fresh))
+    np.testing.assert_allclose(turned[::-1], whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("counts", [[40, 1], [3, 2], [1, 1]])
+def test_few_images_identical_ones_and_dead_features_give_finite_scores(name, counts):
+    """More dimensions than images too."""
+    scorer = scorers(2)[name]
+    fresh = evidence(1, [4, 4], 12)
+    for kind in ("plain", "dead", "identical"):
+        known = evidence(0, counts, 12)
+        if kind == "dead":
+            known.features[:, 5] = 7.0
+            known.errors[:, 1] = 0.0
+        if kind == "identical":
+            for leaf in (known.features, known.logits, known.errors):
+                leaf[:] = leaf[:1]
+        scores = score(scorer, fit(scorer, known), fresh)
+        assert np.all(np.isfinite(scores)), kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_cannot_be_fitted_is_refused(name):
+    known = evidence(0, [10, 5])
+    with pytest.raises(ood.FitError, match="no train image of class 2"):
+        fit(scorers(3)[name], known)
+    with pytest.raises(ood.FitError, match=r"labels lie in \[0, 1\]; 1 classes"):
+        fit(scorers(1)[name], known)
+    for leaf in (known.features, known.logits, known.errors):
+        leaf[12, 1] = np.nan
+    with pytest.raises(ood.FitError, match=r"1 train images are not finite \(first: row 12\)"):
+        fit(scorers(2)[name], known)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_a_number_scores_none(name):
+    scorer = scorers(2)[name]
+    state = fit(scorer, evidence(0, [10, 5]))
+    fresh = jax.tree.map(lambda leaf: leaf.copy(), evidence(1, [2, 2]))
+    for leaf in (fresh.features, fresh.logits, fresh.errors):
+        leaf[1] = np.nan
+    np.testing.assert_array_equal(np.isnan(score(scorer, state, fresh)), [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("between", [0.0, 0.3, 5.0])
+def test_standardised_scores_of_new_images_mean_the_same_in_classes_of_any_size(between):
+    """Where classes do not differ, differ little, and differ by more than their images."""
+    counts = np.asarray([300, 60, 3, 1, 2, 5, 30, 1])
+
+    def standardised(seed):
+        rng = np.random.default_rng(seed)
+        means = between * rng.normal(size=8)
+        labels = np.repeat(np.arange(8), counts)
+        state = moments(means[labels] + rng.normal(size=len(labels)), labels, 8)
+        fresh = jnp.asarray(np.repeat(means, 5) + rng.normal(size=40), jnp.float32)
+        return np.asarray(standardize(state, fresh, jnp.repeat(jnp.arange(8), 5)))
+
+    means, variances = per_class(standardised, 8, 5, 300)
+    np.testing.assert_allclose(means, np.zeros(8), atol=0.15)
+    np.testing.assert_allclose(variances, np.ones(8), rtol=0.3)
+
+
+def test_moments_lie_between_the_class_s_own_and_the_common_ones():
+    labels = np.repeat([0, 1], [200, 4])
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=204)
+    scores[:200] -= scores[:200].mean()
+    # Classes that differ by less than chance: one mean. By much: their own, of four images too.
+    scores[200:] += 0.1 - scores[200:].mean()
+    near = moments(scores, labels, 2)
+    np.testing.assert_allclose(near.means, [scores.mean()] * 2, atol=1e-6)
+    scores[200:] += 50
+    far = moments(scores, labels, 2)
+    np.testing.assert_allclose(far.means, [0.0, 50.1], atol=0.02)
+    within = (np.square(scores[:200]).sum() + np.square(scores[200:] - 50.1).sum()) / 202
+    own = (np.square(scores[200:] - 50.1).sum() + PRIOR_FREEDOM * within) / (3 + PRIOR_FREEDOM)
+    np.testing.assert_allclose(far.scales[1], np.sqrt(own + within / 4), rtol=1e-3)
+
+
+def test_moments_of_what_never_varies_and_of_one_image_a_class_have_a_scale():
+    labels = np.asarray([0, 0, 1, 2])
+    still = moments(np.full(4, 3.0), labels, 3)
+    np.testing.assert_array_equal(still.means, np.full(3, 3.0))
+    np.testing.assert_array_equal(still.scales, np.ones(3))
+    scores = np.asarray([1.0, 2.0, 6.0])
+    single = moments(scores, np.arange(3), 3)
+    np.testing.assert_allclose(single.means, np.full(3, 3.0))
+    np.testing.assert_allclose(single.scales, np.full(3, scores.std()), rtol=1e-6)

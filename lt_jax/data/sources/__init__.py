@@ -112,10 +112,10 @@ def register(name: str) -> Callable[[T], T]:
 
 
 def load(data: DataConfig) -> Source:
-    """The source that `data.source` names.
+    """The source that `data.source` names, of the classes that `data.classes` names.
 
     Raises:
-      ConfigError: no such source, or its root is missing.
+      ConfigError: no such source or class, or its root is missing.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
@@ -124,4 +124,31 @@ def load(data: DataConfig) -> Source:
         raise ConfigError(
             f"config.data.source: got {data.source!r}; takes one of {', '.join(sorted(_SOURCES))}"
         )
-    return _SOURCES[name](data)
+    source = _SOURCES[name](data)
+    return Subset(source, data.classes) if data.classes else source
+
+
+class Subset:
+    """Some classes of a source, in the order asked for; what is left out is as if it were not."""
+
+    def __init__(self, whole: Source, classes: tuple[str, ...]) -> None:
+        """Raises ConfigError for a class that the source has not, or that is named twice."""
+        for name in classes:
+            if name not in whole.classes:
+                raise ConfigError(
+                    f"config.data.classes: no class {name!r}; takes some of "
+                    f"{', '.join(whole.classes)}"
+                )
+        if len(set(classes)) != len(classes):
+            raise ConfigError(f"config.data.classes: got {classes}; takes each class once")
+        self.name, self.classes, self.decode = whole.name, classes, whole.decode
+        self._whole = whole
+
+    def records(self) -> list[Record]:
+        """Records of these classes, labels counted anew."""
+        new = {self._whole.classes.index(name): label for label, name in enumerate(self.classes)}
+        return [
+            dataclasses.replace(record, label=new[record.label])
+            for record in self._whole.records()
+            if record.label in new
+        ]

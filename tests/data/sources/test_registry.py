@@ -44,3 +44,23 @@ def test_digits_are_scikit_learns_scaled_to_bytes():
     np.testing.assert_allclose(decoded[..., 0] / 255 * 16, truth.images[:50], atol=0.04)
     with pytest.raises(ImageError, match="takes 0000 to 1796"):
         source.decode("1797")
+
+
+def test_classes_that_are_left_out_are_as_if_they_were_not():
+    whole = sources.load(DataConfig(source="digits"))
+    some = sources.load(DataConfig(source="digits", classes=("7", "2")))
+    assert some.classes == ("7", "2") and some.name == "digits"
+    ids = {label: {r.id for r in whole.records() if r.label == label} for label in (7, 2)}
+    for label, old in enumerate((7, 2)):
+        assert {r.id for r in some.records() if r.label == label} == ids[old]
+    assert {r.label for r in some.records()} == {0, 1}
+    first = some.records()[0]
+    np.testing.assert_array_equal(some.decode(first.image), whole.decode(first.image))
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [(("7", "x"), "no class 'x'"), (("7", "7"), "each class once")]
+)
+def test_classes_that_cannot_be_had_are_named(classes, message):
+    with pytest.raises(ConfigError, match=rf"config\.data\.classes: .*{message}"):
+        sources.load(DataConfig(source="digits", classes=classes))

@@ -44,6 +44,11 @@ def choice(default: str, *choices: str) -> Any:
     return dataclasses.field(default=default, metadata={"choices": (default, *choices)})
 
 
+def each_of(default: tuple[str, ...], *choices: str) -> Any:
+    """A field that takes a tuple of some of these names, in any order."""
+    return dataclasses.field(default=default, metadata={"choices": choices})
+
+
 def not_in_key(default: Any) -> Any:
     """A field that changes no result (workers, logging), so that it stays out of cache keys."""
     return dataclasses.field(default=default, metadata={"in_key": False})

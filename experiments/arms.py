@@ -1,0 +1,161 @@
+"""What experiments on pools share: arms that use them, one comparison of all, its table's cells."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lt_jax import config as config_lib
+from lt_jax import reporting
+from lt_jax.classify import predict
+from lt_jax.data import prepare
+from lt_jax.data.pool import PoolReader
+from lt_jax.evaluate import report as report_lib
+from lt_jax.pipeline import Pipeline
+
+BASELINE = "real"  # the run of real images alone
+RIVAL = "real/balanced_softmax"
+_NAMES = {"cross_entropy": "ce"}  # of arms, where they differ from the loss
+
+
+def name_of(loss: str) -> str:
+    """The name of the arm with that loss."""
+    return _NAMES.get(loss, loss)
+
+
+def filled(losses: Sequence[str], fill_to: int = 0) -> dict[str, dict[str, Any]]:
+    """An arm a loss, whose classes are filled from the pool; 0: to the head's count."""
+    shared = {"controller": "fill_to_head", "fill_to": fill_to}
+    return {name_of(loss): {**shared, "loss": loss} for loss in losses}
+
+
+def collect(
+    runs: Mapping[str, Pipeline],
+    out: pathlib.Path,
+    experiment: str,
+    rivals: Sequence[str] = (RIVAL,),
+) -> dict[str, Any]:
+    """One report of the arms of all variants, and the fidelity of each pool.
+
+    Args:
+      runs: by variant; `BASELINE` among them.
+      out: gets `report/` and the log of openings.
+      experiment: the module, for the report and the log.
+      rivals: arms, as variant/arm, with which all are compared; `report/` has the first, and
+        `paired` the comparisons with each.
+    """
+    contexts = {name: run.context() for name, run in runs.items()}
+    first = contexts[BASELINE]
+    manifest, _ = prepare.load(first.folder("prepare"), first.config.data)
+    log = out / "test_openings.jsonl"
+    test_ids, test_labels = manifest.open_test(log, f"{experiment}: all variants")
+    arms = []
+    for name, context in contexts.items():
+        for arm in context.config.classify.arms:
+            if not finished(context, arm):
+                print(f"{name}/{arm}: not finished, left out")
+                continue
+            found = reporting.arm_of(arm, context, manifest, test_ids)
+            arms.append(dataclasses.replace(found, name=f"{name}/{arm}"))
+    openings = len(log.read_text().splitlines())
+    evaluate = dataclasses.replace(first.config.evaluate, baseline=rivals[0])
+    inputs = report_lib.ReportInputs(
+        command=f"python -m {experiment}",
+        config=config_lib.to_dict(first.config),
+        environment=reporting.environment(),
+        dataset=reporting.dataset_of(first.config, manifest, test_labels, openings),
+        arms=tuple(arms),
+        evaluate=evaluate,
+    )
+    reports = {}
+    for rival in rivals:
+        folder = out / ("report" if rival == rivals[0] else f"report_{rival.replace('/', '_')}")
+        folder.mkdir(exist_ok=True)
+        chosen = dataclasses.replace(evaluate, baseline=rival)
+        reports[rival] = report_lib.write(dataclasses.replace(inputs, evaluate=chosen), folder)
+    pools = {
+        name: {**describe_pool(context), "agreement": agreement(context, first)}
+        for name, context in contexts.items()
+        if "synthesize" in context.specs and finished(context, "synthesize")
+    }
+    paired = {
+        rival: {arm["name"]: paired_cell(arm) for arm in report["arms"]}
+        for rival, report in reports.items()
+    }
+    return {"report": reports[rivals[0]], "pools": pools, "paired": paired}
+
+
+def finished(context: Any, name: str) -> bool:
+    """Whether a stage, or every seed of an arm, is done."""
+    specs = [
+        spec
+        for stage, spec in context.specs.items()
+        if stage == name or stage.startswith(f"classify/{name}/")
+    ]
+    return bool(specs) and all(context.store.done(spec) for spec in specs)
+
+
+def describe_pool(context: Any) -> dict[str, Any]:
+    """A pool's counts by class, and its fidelity."""
+    manifest, _ = context.data
+    pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+    labels = pool.columns["label"]
+    path = context.folder("synthesize") / "fidelity.json"
+    return {
+        "classes": manifest.classes,
+        "generated": np.bincount(labels, minlength=len(manifest.classes)).tolist(),
+        "accepted": pool.counts().tolist(),
+        "fidelity": json.loads(path.read_text()) if path.exists() else None,
+    }
+
+
+def agreement(context: Any, real: Any) -> dict[str, Any]:
+    """How often classifiers that had no part in selection give accepted images their class.
+
+    They are those of `RIVAL`, one a seed, trained on real images alone. Beside it their accuracy on
+    val images of the same classes: means over classes, and over seeds with deviation.
+    """
+    manifest, images = context.data
+    pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+    accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
+    val = manifest.rows("val")
+    config = real.config.classify
+    forward = predict.make_forward(config.model, len(manifest.classes), real.mesh)
+    found: dict[str, list[float]] = {"pool": [], "val": []}
+    for stage in real.specs:
+        if not stage.startswith("classify/balanced_softmax/"):
+            continue
+        params = real.classifier_params(stage, config.model)
+        for name, store, rows, labels in (
+            ("pool", pool, accepted, pool.columns["label"][accepted]),
+            ("val", images, val, manifest.labels[val]),
+        ):
+            logits, _ = predict.predict(forward, params, store, rows, config.batch_size)
+            right = logits.argmax(axis=1) == labels
+            present = np.unique(pool.columns["label"][accepted])
+            shares = [right[labels == k].mean() for k in present if (labels == k).any()]
+            found[name].append(float(np.mean(shares)))
+    return {
+        name: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)), "n": len(v)}
+        for name, v in found.items()
+    }
+
+
+def mean_cell(summary: Mapping[str, Any]) -> str:
+    """Mean, deviation and number of seeds."""
+    if summary["mean"] is None:
+        return "none"
+    spread = "n = 1" if summary["std"] is None else f"± {summary['std']:.3f}, n = {summary['n']}"
+    return f"{summary['mean']:.3f} ({spread})"
+
+
+def paired_cell(arm: Mapping[str, Any]) -> str:
+    """An arm's balanced accuracy over that of the report's baseline: interval and Holm's p."""
+    compared = (arm.get("paired") or {}).get("balanced_accuracy")
+    if not compared:
+        return "itself"
+    low, high = compared["ci95"]
+    return f"{compared['difference']:+.3f} [{low:.3f}, {high:.3f}], p = {compared['p_holm']:.3f}"

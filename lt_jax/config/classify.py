@@ -1,0 +1,92 @@
+"""Fields of the extractor, of the classifier and its arms, and of their evaluation."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from lt_jax.config.data import AugmentConfig
+from lt_jax.config.fields import FrozenDict, bounded, choice
+from lt_jax.config.networks import ClassifierConfig, OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """Training without labels (SimCLR), and of the linear head behind it."""
+
+    temperature: float = bounded(0.2, 0.001, 10.0)
+    projection: int = bounded(64, 1, 8192)  # dimensions in which views are compared
+    probe_steps: int = bounded(300, 1)  # of the head, on features of all train images at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtractorConfig:
+    """A classifier on real train images; its features feed selection and fidelity."""
+
+    objective: str = choice("supervised", "contrastive")
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    model: ClassifierConfig = ClassifierConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    loss: str = choice(
+        "balanced_softmax",
+        "cross_entropy",
+        "inverse_weighted",
+        "effective_number",
+        "focal",
+        "ldam_drw",
+        "logit_adjusted",
+    )
+    sampler: str = choice("instance", "balanced", "square_root")
+    steps: int = bounded(400, 1)
+    batch_size: int = bounded(128, 1)
+    seed: int = bounded(0, 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmConfig:
+    """A way to train the classifier: loss, sampler, controller, network."""
+
+    loss: str = choice(
+        "cross_entropy",
+        "balanced_softmax",
+        "inverse_weighted",
+        "effective_number",
+        "focal",
+        "ldam_drw",
+        "logit_adjusted",
+    )
+    sampler: str = choice("instance", "balanced", "square_root")
+    controller: str = choice("none", "uniform", "fill_to_head", "source_replay")
+    dose: float = bounded(0.0, 0.0, 1000.0)  # `uniform` and its replay: synthetic over real
+    fill_to: int = bounded(0, 0)  # `fill_to_head` and its replay: count to reach; 0: the head's
+    network: str = choice("default", "vit", "resnet")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """The recipe that all arms share, and the arms."""
+
+    model: ClassifierConfig = ClassifierConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+    steps: int = bounded(400, 1)
+    rounds: int = bounded(4, 1)
+    batch_size: int = bounded(128, 1)
+    logit_adjustment: float = bounded(1.0, 0.0, 10.0)  # tau of `logit_adjusted` and of post-hoc
+    seeds: tuple[int, ...] = bounded((0, 1, 2), 0)
+    arms: Mapping[str, ArmConfig] = dataclasses.field(
+        default_factory=lambda: FrozenDict({"ce": ArmConfig()})
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How the arms are compared."""
+
+    baseline: str = "ce"
+    head_above: int = bounded(100, 0)  # train count of a head class exceeds this (CIFAR-LT)
+    tail_below: int = bounded(20, 0)  # train count of a tail class is below this
+    group_by: str = choice("counts", "thirds")  # thirds: equal numbers of classes, by count
+    resamples: int = bounded(2000, 100, 1_000_000)
+    permutations: int = bounded(2000, 100, 1_000_000)
+    ece_bins: int = bounded(15, 2, 1000)
+    seed: int = bounded(0, 0)

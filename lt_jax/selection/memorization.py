@@ -1,0 +1,301 @@
+"""Which synthetic images are copies: nearest train images by features and by structure.
+
+An image is a copy if a train image is as near to it as only few held-out real images have one. Two
+similarities, each the highest over the train images x_i:
+
+  cosine = max_i u . u_i, u the extractor's features on the unit sphere                   (1)
+  ms_ssim = max_i MS-SSIM(T g x, T x_i) over candidates i                                 (2)
+
+with g the symmetry and T what makes two pictures comparable. A generator whose augmentation flips
+images, or turns them by quarters, has seen the train images so, and its copies come so: g is one of
+these. MS-SSIM compares places and levels, and as such loses sight of a copy that has moved by a
+pixel or two and of a dark one that has been brightened. T therefore takes both to gray, aligns them
+by the shift of whole pixels at which they correlate most (up to two, or as many as the
+augmentation shifts by; a border that wide is cut off), and gives them one mean and standard
+deviation. Without T, copies of simulated ultrasound of 32 pixels that have moved by two pixels each
+way have an MS-SSIM of 0.36 in the median, fresh images of 0.49; with T, 1.00 and 0.56.
+Recompression (JPEG of quality 75) leaves 0.98 either way.
+
+Candidates are the `candidates` nearest by (1), and as many by correlation of pictures of 8 x 8 over
+symmetries and shifts: an extractor may have learned to overlook what tells two images of a class
+apart, and may know nothing of mirror images. g is that of the highest such correlation. What stays
+unseen: other zooms and angles, and a part of an image set into another one, except where features
+tell.
+
+An image that was inpainted into or translated from a train image shares its pixels by design: train
+images of that one's group (patient, lesion) are left out for it.
+
+Thresholds are calibrated on val, which the generator has not seen: a share of at most `false_alarm`
+of a class's images like those of val would be taken for copies (`calibration`, equations 1 to 3).
+With two similarities each has half of it, so that the two together keep within it. Few images
+cannot vouch for a small share: where m < 1 / share - 1, the threshold is the highest similarity of
+the m images, which a fresh image exceeds with probability 1 / (m + 1). The gate then errs towards
+rejecting, which costs attempts and not privacy. Whatever val holds, near-duplicates of train images
+too, (2) above `SURELY` is a copy.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.config import AugmentConfig, ConfigError, MemorizationConfig
+from lt_jax.selection import calibration, registration, similarity
+from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Labels, UInt8
+
+SURELY = 0.99
+BATCH, CHUNK = 64, 1024  # images that are compared, and prepared, at once
+
+
+@flax.struct.dataclass
+class Nearest:
+    """Likeness of each image [b] to the nearest train image, and that one's row in the bank.
+
+    cosine in [-1, 1] and cosine_rows; ms_ssim in [0, 1] and ms_ssim_rows, maybe another image. NaN
+    and row -1 for an image that has no train image to be compared with.
+    """
+
+    cosine: Any
+    cosine_rows: Any
+    ms_ssim: Any
+    ms_ssim_rows: Any
+
+
+@flax.struct.dataclass
+class Bank:
+    """What the gate needs of n train images, of v val images and of the generator.
+
+    Attributes:
+      symmetries: names in `registration.SYMMETRIES`; `shift`: the largest one, in pixels.
+      images: [n h w] uint8, gray. thumbnails: [n t], of mean 0 and, as features [n d], of length 1.
+      groups: [n].
+      cosine_limits, ms_ssim_limits: [k], above which an image of a class is a copy.
+      val, val_labels: `Nearest` [v] and classes [v], for the audit.
+    """
+
+    symmetries: tuple[str, ...] = flax.struct.field(pytree_node=False)
+    shift: int = flax.struct.field(pytree_node=False)
+    images: Any
+    thumbnails: Any
+    features: Any
+    groups: Any
+    cosine_limits: Any = None
+    ms_ssim_limits: Any = None
+    val: Any = None
+    val_labels: Any = None
+
+
+def fit(
+    config: MemorizationConfig,
+    train_images: UInt8[np.ndarray | Array, "n h w c"],
+    train_features: Float[np.ndarray | Array, "n d"],
+    train_groups: Int[np.ndarray | Array, "n"],
+    val_images: UInt8[np.ndarray | Array, "v h w c"],
+    val_features: Float[np.ndarray | Array, "v d"],
+    val_labels: Int[np.ndarray | Array, "v"],
+    num_classes: int,
+    pooling: float,
+    augment: AugmentConfig,
+) -> Bank:
+    """The train images, and thresholds from val images. Runs on host.
+
+    Args:
+      config: of the gate.
+      train_images, train_features, train_groups: of the images that the generator has seen, in the
+        order that rows speak of.
+      val_images, val_features, val_labels: of images whose groups have no train image.
+      num_classes: that labels are of.
+      pooling: val images at which a class's own threshold weighs half.
+      augment: of the generator.
+
+    Raises:
+      ConfigError: no val image; quarter turns of images that are not square.
+    """
+    if not len(val_labels):
+        raise ConfigError(
+            "config.data.split.val: the val split holds no image, and how near a new image comes "
+            "to train is calibrated on it; raise config.data.split.val, or give the gate up with "
+            "config.synthesize.selection.memorization.gate=False"
+        )
+    height, width = train_images.shape[1:3]
+    if augment.rotate90 and height != width:
+        raise ConfigError(f"augment.rotate90: got images of {height}x{width}; takes square ones")
+    shift = registration.reach(augment, height, width)
+    images, thumbnails = _pictures(train_images, shift)
+    bank = Bank(
+        symmetries=registration.symmetries(augment),
+        shift=shift,
+        images=images,
+        thumbnails=thumbnails,
+        features=_unit(jnp.asarray(train_features, jnp.float32)),
+        groups=jnp.asarray(train_groups, jnp.int32),
+    )
+    val = _nearest_of_all(config, bank, np.asarray(val_images), np.asarray(val_features))
+    labels = np.asarray(val_labels)
+    cosine, ms_ssim = (
+        calibration.thresholds(values, labels, num_classes, 1 - share(config), pooling)
+        for values in (val.cosine, val.ms_ssim)
+    )
+    return dataclasses.replace(
+        bank,
+        cosine_limits=jnp.asarray(cosine, jnp.float32),
+        ms_ssim_limits=jnp.asarray(np.minimum(ms_ssim, SURELY), jnp.float32),
+        val=val,
+        val_labels=labels.astype(np.int32),
+    )
+
+
+def nearest(
+    config: MemorizationConfig,
+    bank: Bank,
+    images: ImagesU8,
+    features: Features,
+    own_groups: Int[Array, "b"],
+) -> Nearest:
+    """Equations (1) and (2). Pure; image i depends on its own row of each argument alone.
+
+    The largest arrays are [b n], and some maps of [b h w].
+
+    Args:
+      config: `candidates` are compared of each kind.
+      bank: from `fit`.
+      images: as they are stored, of the size of the bank's.
+      features: of the extractor that the bank's are of.
+      own_groups: group of train images that are left out for each image; -1: none.
+    """
+    gray = registration.gray(images)
+    views = jnp.stack([registration.SYMMETRIES[name](gray) for name in bank.symmetries])
+    own = (own_groups[:, None] == bank.groups[None]) & (own_groups >= 0)[:, None]
+    leave_out = lambda likeness: jnp.where(own, -jnp.inf, likeness)
+
+    unit = _unit(features.astype(jnp.float32))
+    cosine = leave_out(jnp.matmul(unit, bank.features.T, precision="highest"))
+    correlation, view = _correlate(bank, views)
+    count = min(config.candidates, bank.images.shape[0])
+    by_features, first = _top(cosine, count)
+    by_pictures, second = _top(leave_out(correlation), count)
+
+    rows = jnp.concatenate([first, second], axis=1)
+    compared = jnp.concatenate([by_features, by_pictures], axis=1) > -jnp.inf
+    found = jnp.where(compared, _compare(bank, views, rows, view), -1.0)
+    best = jnp.argmax(found, axis=1, keepdims=True)
+    ms_ssim = jnp.take_along_axis(found, best, axis=1)[:, 0]
+    any_left = ms_ssim >= 0
+    pick = lambda values: jnp.take_along_axis(values, best, axis=1)[:, 0]
+    return Nearest(
+        cosine=jnp.where(any_left, by_features[:, 0], jnp.nan),
+        cosine_rows=jnp.where(any_left, first[:, 0], -1),
+        ms_ssim=jnp.where(any_left, ms_ssim, jnp.nan),
+        ms_ssim_rows=jnp.where(any_left, pick(rows), -1),
+    )
+
+
+def is_copy(
+    config: MemorizationConfig, bank: Bank, found: Nearest, labels: Labels
+) -> Bool[Array, "b"]:
+    """Whether each image, meant to be of class `labels`, is a copy; false where NaN."""
+    near = found.cosine > bank.cosine_limits[labels]
+    alike = found.ms_ssim > bank.ms_ssim_limits[labels]
+    return {"both": near | alike, "cosine": near, "ms_ssim": alike}[config.similarity]
+
+
+def share(config: MemorizationConfig) -> float:
+    """The part of `false_alarm` that each similarity has, so that all together keep within it."""
+    return config.false_alarm / (2 if config.similarity == "both" else 1)
+
+
+def _pictures(
+    images: UInt8[np.ndarray | Array, "n h w c"], shift: int
+) -> tuple[UInt8[Array, "n h w"], Float[Array, "n t"]]:
+    """Gray images and thumbnails, some at a time: float images would take many times the room."""
+    parts = []
+    for start in range(0, len(images), CHUNK):
+        gray = registration.gray(images[start : start + CHUNK])
+        small = registration.thumbnails(gray, shift, (0,))[0]
+        parts.append((gray.astype(jnp.uint8), small))
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
+
+
+def _nearest_of_all(
+    config: MemorizationConfig, bank: Bank, images: np.ndarray, features: np.ndarray
+) -> Nearest:
+    """`nearest` of any number of images, on host, in batches of one size."""
+    program = jax.jit(functools.partial(nearest, config))
+    found = []
+    for start in range(0, len(images), BATCH):
+        rows = np.minimum(start + np.arange(BATCH), len(images) - 1)
+        own = np.full(BATCH, -1, np.int32)
+        found.append(
+            jax.device_get(
+                program(bank, images[rows], jnp.asarray(features[rows]), jnp.asarray(own))
+            )
+        )
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
+
+
+def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _top(
+    likeness: Float[Array, "b n"], count: int
+) -> tuple[Float[Array, "b p"], Int[Array, "b p"]]:
+    """The `count` highest of each row and their places, highest first, the lowest place of equals.
+
+    One by one: `jax.lax.top_k` of an array that is split over devices gathers it on each of them.
+    """
+
+    def take(left, _):
+        place = jnp.argmax(left, axis=1, keepdims=True)
+        value = jnp.take_along_axis(left, place, axis=1)
+        taken = jnp.arange(left.shape[1])[None] == place
+        return jnp.where(taken, -jnp.inf, left), (value[:, 0], place[:, 0])
+
+    _, (values, places) = jax.lax.scan(take, likeness, length=count)
+    return values.T, places.T
+
+
+def _correlate(
+    bank: Bank, views: Float[Array, "s b h w"]
+) -> tuple[Float[Array, "b n"], Int[Array, "b n"]]:
+    """The highest correlation of thumbnails over symmetries and shifts, and its symmetry."""
+    offsets = registration.offsets(bank.shift, min(views.shape[2:]))
+    probes = jnp.concatenate([registration.thumbnails(view, bank.shift, offsets) for view in views])
+    of_view = jnp.repeat(jnp.arange(len(views), dtype=jnp.int8), len(offsets) ** 2)
+
+    def take(best, probe):
+        highest, view = best
+        thumbnails, number = probe
+        correlation = jnp.matmul(thumbnails, bank.thumbnails.T, precision="highest")
+        higher = correlation > highest
+        return (jnp.where(higher, correlation, highest), jnp.where(higher, number, view)), None
+
+    shape = views.shape[1], bank.images.shape[0]
+    start = jnp.full(shape, -2.0), jnp.zeros(shape, jnp.int8)
+    return jax.lax.scan(take, start, (probes, of_view))[0]
+
+
+def _compare(
+    bank: Bank,
+    views: Float[Array, "s b h w"],
+    rows: Int[Array, "b p"],
+    view: Int[Array, "b n"],
+) -> Float[Array, "b p"]:
+    """MS-SSIM of each image, in the view that fits, with each of its rows; one row at a time."""
+
+    def one(pair):
+        row, number = pair
+        fits = number[None] == jnp.arange(len(views))[:, None]
+        shown = jnp.sum(jnp.where(fits[:, :, None, None], views, 0.0), axis=0)
+        train = bank.images[row].astype(jnp.float32)
+        x, y = registration.align(shown, train, bank.shift)
+        return similarity.ms_ssim(
+            registration.stretch(x)[..., None], registration.stretch(y)[..., None]
+        )
+
+    numbers = jnp.take_along_axis(view, rows, axis=1)
+    return jax.lax.map(one, (rows.T, numbers.T)).T

@@ -1,0 +1,274 @@
+"""The stage synthesize: gates from real images, a pool through them, and what it is worth.
+
+Gates are fitted to train images and calibrated on train, policy_val and val images. Test images are
+never asked for: nothing here takes rows of the manifest but those of these three splits.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.classify import predict
+from lt_jax.config import ConfigError
+from lt_jax.context import Context
+from lt_jax.data import augment
+from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter, Records
+from lt_jax.diffusion import denoising_error, program, requests, synthesize, trained
+from lt_jax.evaluate import fidelity
+from lt_jax.runtime import files, keys, mesh
+from lt_jax.runtime.ledger import Clock, Ledger
+from lt_jax.selection import audit, diversity, memorization, ood, select
+from lt_jax.selection.ood import Evidence
+from lt_jax.shapes import Array, Float, ImagesU8, Int, Labels, Params
+
+
+def run(folder: pathlib.Path, context: Context) -> Ledger:
+    """Fills the pool in `folder`, thins it to varied images, and measures it."""
+    config = context.config.synthesize
+    manifest, _ = context.data
+    preparation = Ledger()
+    clock = Clock(preparation)
+    real = {split: _real(context, split) for split in ("train", "policy_val", "val")}
+    whole = mesh.replicated(context.mesh)
+    unet = jax.device_put(
+        trained.load(context.folder("generator"), context.generator, config.ema_length), whole
+    )
+    extractor = jax.device_put(
+        context.classifier_params("extractor", context.config.extractor.model), whole
+    )
+    gates = jax.device_put(_gates(context, real, unet), whole)
+    asked = requests.Requests(
+        config, context.generator, context.annotations, manifest, context.data[1]
+    )
+    networks = program.Networks(context.generator, context.config.extractor.model, asked.present)
+    key = jax.device_put(keys.stream(keys.root(config.seed), "synthesize"), whole)
+    compiled = program.make_program(config, networks, context.mesh)
+    source = synthesize.Source(
+        program=functools.partial(compiled, unet, extractor, gates, key),
+        requests=asked,
+        num_classes=len(manifest.classes),
+        batch_size=config.batch_size,
+        scores=gates.ensemble.names,
+        train_ids=[manifest.ids[row] for row in manifest.rows("train")],
+    )
+    counts = np.array([len(rows) for rows in context.train_rows])
+    wanted = synthesize.wanted_counts(config, counts)
+    more = np.ceil(config.selection.surplus * wanted).astype(np.int64)
+    clock.read()
+    with PoolWriter(folder, _info(context, gates)) as writer:
+        costs = synthesize.synthesize(
+            source,
+            more,
+            config.max_attempts,
+            writer,
+            device_mesh=context.mesh,
+            folder=folder,
+            flops_per_image=program.network_flops(config, networks),
+        )
+        clock = Clock(costs)
+        records = writer.joined()
+        rows = np.flatnonzero(records.columns["verdict"] == "accepted")
+        features = _features(context, extractor, records, rows)
+        chosen = _varied(records.columns["label"][rows], features, wanted)
+        writer.finish(wanted, [rows[held] for held in chosen])
+    pool = PoolReader(folder, manifest.sha256)
+    _fidelity(folder, context, real, pool, features[np.sort(np.concatenate(chosen))])
+    _audit(folder, context, gates, pool)
+    clock.read()
+    costs.add(preparation)
+    return costs
+
+
+def _real(context: Context, split: str) -> Evidence | None:
+    """What the extractor says of the real images of a split, in the order of its rows."""
+    manifest, _ = context.data
+    arrays = np.load(context.folder("extractor") / "features.npz")
+    if f"{split}_rows" not in arrays:
+        return None
+    rows = arrays[f"{split}_rows"]
+    return Evidence(
+        features=arrays[f"{split}_features"],
+        logits=arrays[f"{split}_logits"],
+        labels=manifest.labels[rows],
+        errors=None,
+    )
+
+
+def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> select.Gates:
+    """Fitted and calibrated on real images of train, policy_val and val."""
+    config = context.config.synthesize
+    selection = config.selection
+    ensemble = ood.make(selection, len(context.data[0].classes))
+    told = dict(real)
+    if "denoising" in ensemble.names:
+        told = {split: _with_errors(context, unet, split, held) for split, held in real.items()}
+    assert told["train"] is not None  # a manifest without train images is refused
+    held_out = None
+    if selection.held_out == "policy_val":
+        held_out = told["policy_val"]
+        if held_out is None:
+            raise ConfigError(
+                "config.synthesize.selection.held_out: got policy_val, and this split is empty; "
+                "raise config.data.split.policy_val or take train"
+            )
+    fitted, limits = select.calibrate(ensemble, told["train"], held_out, selection, config.seed)
+    return select.Gates(
+        ensemble=ensemble,
+        memorization=selection.memorization,
+        fitted=fitted,
+        thresholds=jnp.asarray(limits, jnp.float32),
+        label_probability=jnp.asarray(selection.label_probability, jnp.float32),
+        bank=_bank(context, real) if selection.memorization.gate else None,
+    )
+
+
+def _with_errors(
+    context: Context, unet: Params, split: str, held: Evidence | None
+) -> Evidence | None:
+    """The same images with the generator's denoising errors of them."""
+    if held is None:
+        return None
+    manifest, images = context.data
+    config = context.config.synthesize
+    rows = manifest.rows(split)
+    measure = _error_program(context)
+    found = []
+    for start in range(0, len(rows), config.batch_size):
+        chunk = mesh.pad(rows[start : start + config.batch_size], config.batch_size)
+        found.append(measure(unet, images[chunk], manifest.labels[chunk], chunk.astype(np.int32)))
+    return dataclasses.replace(held, errors=np.concatenate(jax.device_get(found))[: len(rows)])
+
+
+def _error_program(context: Context) -> Callable[..., Any]:
+    config = context.config.synthesize
+    key = keys.stream(keys.root(config.seed), "denoising_error")
+
+    def measure(
+        unet: Params, images: ImagesU8, labels: Labels, rows: Int[Array, "b"]
+    ) -> Float[Array, "b l"]:
+        return denoising_error.errors(
+            context.generator,
+            unet,
+            augment.normalize(images),
+            labels,
+            keys.per_example(key, rows),
+            config.selection.noise_times,
+        )
+
+    whole, split = mesh.replicated(context.mesh), mesh.batched(context.mesh)
+    return jax.jit(measure, in_shardings=(whole, split, split, split), out_shardings=split)
+
+
+def _bank(context: Context, real: dict[str, Evidence | None]) -> memorization.Bank:
+    """Train images, and how near to them val images are."""
+    manifest, images = context.data
+    config = context.config.synthesize.selection
+    train, val = real["train"], real["val"]
+    if train is None or val is None:
+        raise ConfigError(
+            "config.synthesize.selection.memorization.gate: what is a copy is told by how near val "
+            "images are to train, and there are none; raise config.data.split.val, or set it False"
+        )
+    rows = manifest.rows("train")
+    return memorization.fit(
+        config.memorization,
+        images[rows],
+        train.features,
+        manifest.group_numbers[rows],
+        images[manifest.rows("val")],
+        val.features,
+        val.labels,
+        len(manifest.classes),
+        config.pooling,
+        context.config.generator.augment,
+    )
+
+
+def _features(
+    context: Context, extractor: Params, records: Records, rows: np.ndarray
+) -> Float[np.ndarray, "m d"]:
+    """The extractor's features of records of a pool."""
+    config = context.config.extractor
+    forward = predict.make_forward(config.model, len(context.data[0].classes), context.mesh)
+    if not len(rows):
+        return np.zeros((0, 1), np.float32)
+    return predict.predict(forward, extractor, records, rows, config.batch_size)[1]
+
+
+def _varied(
+    labels: Int[np.ndarray, "m"], features: Float[np.ndarray, "m d"], wanted: np.ndarray
+) -> list[np.ndarray]:
+    """Of each class, which accepted images are kept: all, or varied ones where there are more."""
+    chosen = []
+    for label, count in enumerate(wanted):
+        own = np.flatnonzero(labels == label)
+        if len(own) > count:
+            own = own[diversity.farthest_point(features[own], int(count), start=0)]
+        chosen.append(np.sort(own))
+    return chosen
+
+
+def _fidelity(
+    folder: pathlib.Path,
+    context: Context,
+    real: dict[str, Evidence | None],
+    pool: PoolReader,
+    features: Float[np.ndarray, "m d"],
+) -> None:
+    """How near the accepted images come to train, beside how near val comes: `fidelity.json`."""
+    accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
+    train, val = real["train"], real["val"]
+    if not len(accepted) or train is None or val is None:
+        return
+    found = fidelity.report(
+        train.features,
+        train.labels,
+        val.features,
+        val.labels,
+        features,
+        pool.columns["label"][accepted],
+    )
+    _save(folder / "fidelity.json", {"class_names": context.data[0].classes, **found})
+
+
+def _audit(folder: pathlib.Path, context: Context, gates: select.Gates, pool: PoolReader) -> None:
+    """How near all candidates and val images come to single train images: `audit.json`."""
+    if gates.bank is not None:
+        classes = context.data[0].classes
+        bank = jax.device_get(gates.bank)
+        _save(folder / "audit.json", audit.audit(gates.memorization, bank, pool.columns, classes))
+
+
+def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
+    files.write_atomically(path, json.dumps(found, indent=1), path.name)
+
+
+def _info(context: Context, gates: select.Gates) -> PoolInfo:
+    config, manifest = context.config.synthesize, context.data[0]
+    return PoolInfo(
+        generator=context.specs["generator"].key,
+        extractor=context.specs["extractor"].key,
+        manifest_sha256=manifest.sha256,
+        seed=config.seed,
+        classes=manifest.classes,
+        guidance_scale=config.guidance_scale,
+        sampler=requests.describe(config),
+        thresholds=tuple(np.asarray(gates.thresholds, float).tolist()),
+        least_label_probability=config.selection.label_probability,
+        scores=gates.ensemble.names,
+        cosine_thresholds=_limits(gates, "cosine_limits", ("both", "cosine")),
+        ms_ssim_thresholds=_limits(gates, "ms_ssim_limits", ("both", "ms_ssim")),
+    )
+
+
+def _limits(gates: select.Gates, name: str, similarities: tuple[str, ...]) -> tuple[float, ...]:
+    if gates.bank is None or gates.memorization.similarity not in similarities:
+        return ()
+    return tuple(np.asarray(getattr(gates.bank, name), float).tolist())

@@ -51,6 +51,15 @@ def inpaint(config: Any) -> None:
     config.synthesize.update(method="inpaint", given=("label", "mask"))
 
 
+def inpaint_boxes(config: Any) -> None:
+    """Inpainting where lesions have boxes and no masks."""
+    plain(config)
+    config.generator.conditions.update(
+        boxes="channel", max_boxes=1, inpaint=True, label_dropout=0.1
+    )
+    config.synthesize.update(method="inpaint", given=("label", "boxes"))
+
+
 def inpaint_open(config: Any) -> None:
     """The same images, whatever class the extractor gives them."""
     inpaint(config)
@@ -114,6 +123,7 @@ VARIANTS: dict[str, Override] = {
         sketch,
         boxes,
         inpaint,
+        inpaint_boxes,
         inpaint_open,
         repaint,
         translate,

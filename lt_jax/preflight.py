@@ -127,6 +127,11 @@ def check_synthesis(config: Config, known: Vocabulary) -> None:
             "for images with their surroundings, or other conditions, and no label; takes a rate "
             "above 0 (0.1, say), so that it is trained for that"
         )
+    if "denoising" in part.selection.scores and not part.selection.noise_times:
+        raise ConfigError(
+            "config.synthesize.selection.noise_times: got none, but the score denoising measures "
+            "errors at these times; takes one or more in [0, 1]"
+        )
     for name, split, needed in (
         ("memorization.gate", "val", part.selection.memorization.gate),
         ("held_out", "policy_val", part.selection.held_out == "policy_val"),

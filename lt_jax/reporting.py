@@ -170,8 +170,11 @@ def _pool(pool: PoolReader, folder: pathlib.Path) -> report_lib.Pool:
             "class": name,
             "generated": int(sum(c[k] for c in counts.values())),
             **{verdict: int(c[k]) for verdict, c in counts.items()},
+            "wanted": outcome.wanted,
+            "unmet": outcome.unmet,
+            "why": outcome.why,
         }
-        for k, name in enumerate(pool.info.classes)
+        for k, (name, outcome) in enumerate(zip(pool.info.classes, pool.outcomes, strict=True))
     ]
     # Missing where there was nothing to compare.
     fidelity, memorization = (

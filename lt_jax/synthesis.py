@@ -24,6 +24,7 @@ from lt_jax.diffusion import denoising_error, program, requests, synthesize, tra
 from lt_jax.evaluate import fidelity
 from lt_jax.runtime import files, keys, mesh
 from lt_jax.runtime.ledger import Clock, Ledger
+from lt_jax.runtime.progress import say
 from lt_jax.selection import audit, diversity, memorization, ood, select
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Array, Float, ImagesU8, Int, Labels, Params
@@ -79,6 +80,10 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
         chosen = _varied(records.columns["label"][rows], features, wanted)
         writer.finish(wanted, [rows[held] for held in chosen])
     pool = PoolReader(folder, manifest.sha256)
+    for outcome in pool.outcomes:
+        if outcome.unmet:
+            got = f"{outcome.accepted} of {outcome.wanted} images"
+            say(f"synthesize: class {outcome.name} has {got}: {outcome.why}")
     _fidelity(folder, context, real, pool, features[np.sort(np.concatenate(chosen))])
     _audit(folder, context, gates, pool)
     clock.read()
@@ -108,7 +113,9 @@ def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> 
     ensemble = ood.make(selection, len(context.data[0].classes))
     told = dict(real)
     if "denoising" in ensemble.names:
-        told = {split: _with_errors(context, unet, split, held) for split, held in real.items()}
+        measure = _error_program(context)
+        for split in {"train", selection.held_out}:
+            told[split] = _with_errors(context, measure, unet, split, told[split])
     assert told["train"] is not None  # a manifest without train images is refused
     held_out = None
     if selection.held_out == "policy_val":
@@ -130,7 +137,7 @@ def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> 
 
 
 def _with_errors(
-    context: Context, unet: Params, split: str, held: Evidence | None
+    context: Context, measure: Callable[..., Any], unet: Params, split: str, held: Evidence | None
 ) -> Evidence | None:
     """The same images with the generator's denoising errors of them."""
     if held is None:
@@ -138,7 +145,6 @@ def _with_errors(
     manifest, images = context.data
     config = context.config.synthesize
     rows = manifest.rows(split)
-    measure = _error_program(context)
     found = []
     for start in range(0, len(rows), config.batch_size):
         chunk = mesh.pad(rows[start : start + config.batch_size], config.batch_size)

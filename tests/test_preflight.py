@@ -1,5 +1,7 @@
 """What cannot work is refused before the first stage: conditions, guidance and averages."""
 
+import dataclasses
+
 import pytest
 
 from lt_jax import preflight
@@ -10,6 +12,8 @@ from lt_jax.config import (
     DataConfig,
     GeneratorConfig,
     GuidanceConfig,
+    SelectionConfig,
+    SplitConfig,
     SynthesizeConfig,
 )
 
@@ -43,6 +47,9 @@ COMPOSED = GuidanceConfig(mode="composed")
         (config(PHANTOM, ConditionsConfig(**HOLED), method="inpaint"), "label_dropout"),
         (config(PHANTOM, ConditionsConfig(**BOXED), guidance=COMPOSED), "label_dropout"),
         (config(PHANTOM, method="repaint", steps=4, repaint_jump=4), "jump"),
+        (config(selection=SelectionConfig(scores=("denoising",), noise_times=())), "noise_times"),
+        (config(dataclasses.replace(DIGITS, split=SplitConfig(val=0.0))), "memorization.gate"),
+        (config(counts=(3, 4)), "counts: got 2"),
     ],
 )
 def test_what_cannot_work_is_refused(run, word):

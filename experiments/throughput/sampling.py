@@ -36,15 +36,15 @@ from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Array
 
 
-def cases(config: Config, classes: int, device_mesh: Mesh) -> list[Case]:
-    """Fused, images alone, and apart."""
+def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> list[Case]:
+    """Fused, images alone, and apart; copies are looked for among `train_images`."""
     part, model = config.synthesize, config.extractor.model
     generator = generator_of(config, classes)
     present = tuple(name for name in generator.vocabulary.names if name in part.given)
     networks = program_lib.Networks(generator, model, present)
     whole = mesh.replicated(device_mesh)
     extractor = classifier_params(config, model, classes, device_mesh)
-    gates = _gates(config, extractor, classes, device_mesh)
+    gates = _gates(config, extractor, classes, device_mesh, train_images)
     unet, gates, key = jax.device_put((generator.init(), gates, keys.root(0)), whole)
     request = random_request(config, generator)
     alone = dataclasses.replace(request, source=None)
@@ -64,7 +64,9 @@ def cases(config: Config, classes: int, device_mesh: Mesh) -> list[Case]:
     made = [
         Case(
             "sampling",
-            lambda: program_lib.fetch(fused(unet, extractor, gates, key, *put(), source())),
+            lambda: program_lib.cut(
+                fused(unet, extractor, gates, key, *put(), source())
+            ).fetch(),
             flops=flops, lower_seconds=lower, compile_seconds=compile_,
             temporaries=_temporaries(fused), **facts,
         )
@@ -86,11 +88,15 @@ def cases(config: Config, classes: int, device_mesh: Mesh) -> list[Case]:
         )
     )  # fmt: skip
     apart = _Apart(config, networks, device_mesh, classes)
+    request_images = random_batch(config, classes, part.batch_size)["image"]
     made.append(
         Case(
             "sampling, separate calls",
             lambda: apart(
                 unet, extractor, gates, key, indices, sampled(unet, key, *put(), source())
+            ),
+            temporaries=max(
+                _temporaries(sampled), apart.temporaries(extractor, gates, indices, request_images)
             ),
             **facts,
         )
@@ -132,6 +138,18 @@ class _Apart:
         verdict = jax.device_get(self._judge(gates, *put((images, told, nobody))))
         return images[verdict.accepted], verdict
 
+    def temporaries(
+        self, extractor: Any, gates: Any, indices: np.ndarray, images: np.ndarray
+    ) -> int:
+        """Of the largest of the programs behind sampling."""
+        labels = (indices % self._classes).astype(np.int32)
+        logits, features = jax.device_get(self._extract(extractor, images))
+        errors = np.zeros((len(labels), 1), np.float32) if self._reads_errors else None
+        told = Evidence(features=features, logits=logits, labels=labels, errors=errors)
+        arguments = mesh.put((images, told, np.full(len(labels), -1, np.int32)), self._mesh)
+        programs = self._extract.lower(extractor, images), self._judge.lower(gates, *arguments)
+        return max(_temporaries(program.compile()) for program in programs)
+
 
 def _temporaries(compiled: Any) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
@@ -153,28 +171,36 @@ def random_request(config: Config, generator: Generator) -> Request:
     )
 
 
-def _gates(config: Config, params: Any, classes: int, device_mesh: Mesh) -> select.Gates:
-    """Gates fitted to the extractor's features of random images: their values do not matter."""
+def _gates(
+    config: Config, params: Any, classes: int, device_mesh: Mesh, train_images: int
+) -> select.Gates:
+    """Gates that let all pass, fitted to an untrained extractor's features of random images.
+
+    All, so that as many images are copied as where there is no selection.
+    """
     forward = predict.make_forward(config.extractor.model, classes, device_mesh)
-    n = 8 * classes
+    n, labels = train_images, np.arange(train_images) % classes
     drawn: Any = random_batch(config, classes, n)["image"]
     logits, features = predict.predict(
         forward, params, drawn, np.arange(n), config.extractor.batch_size
     )
     rng = np.random.default_rng(0)  # an untrained network may give features without variance
     features = features + rng.normal(size=features.shape).astype(np.float32)
-    selection, labels = config.synthesize.selection, np.arange(n) % classes
+    selection = config.synthesize.selection
     ensemble = ood.make(selection, classes)
     errors = rng.uniform(size=(n, len(selection.noise_times))).astype(np.float32)
-    train = ood.Evidence(features=features, logits=logits, labels=labels, errors=errors)
-    fitted, limits = select.calibrate(ensemble, train, None, selection, 0)
+    fitted = ensemble.fit(
+        Evidence(features=features, logits=logits, labels=labels.astype(np.int32), errors=errors)
+    )
+    everything = jnp.full(classes, jnp.inf)
     bank = None
     if selection.memorization.gate:
+        val = slice(0, min(n, 256))
         bank = memorization.fit(
-            selection.memorization, drawn, features, np.arange(n), drawn, features, labels,
-            classes, selection.pooling, config.generator.augment,
+            selection.memorization, drawn, features, np.arange(n), drawn[val], features[val],
+            labels[val], classes, selection.pooling, config.generator.augment,
         )  # fmt: skip
+        bank = dataclasses.replace(bank, cosine_limits=everything, ms_ssim_limits=everything)
     return select.Gates(
-        ensemble, selection.memorization, fitted, jnp.asarray(limits, jnp.float32),
-        jnp.asarray(selection.label_probability), bank,
-    )  # fmt: skip
+        ensemble, selection.memorization, fitted, everything, jnp.asarray(0.0), bank
+    )

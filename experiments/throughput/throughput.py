@@ -138,11 +138,13 @@ def build(
     device_mesh: Mesh,
     folder: pathlib.Path,
     compare: bool,
+    train_images: int,
 ) -> dict[str, Case]:
     """The cases by name; with `compare`, both trainings also at other precision and on one device.
 
     Args:
       folder: where the loader's images are put.
+      train_images: among which sampling looks for copies.
     """
     made = [
         make(config, classes, device_mesh)
@@ -153,7 +155,7 @@ def build(
             cases_lib.prediction,
         )
     ]
-    made += sampling.cases(config, classes, device_mesh)
+    made += sampling.cases(config, classes, device_mesh, train_images)
     cases = {case.name: case for case in [*made, *cases_lib.loaders(config, classes, folder)]}
     if not compare:
         return cases
@@ -203,11 +205,12 @@ def measure(
     repetitions: int,
     seconds: float,
     compare: bool,
+    train_images: int = 1000,
 ) -> dict[str, Any]:
     """Everything that the JSON holds but the config's name."""
     device = device_mesh.devices.flat[0]
     with tempfile.TemporaryDirectory() as folder:
-        cases = build(config, classes, device_mesh, pathlib.Path(folder), compare)
+        cases = build(config, classes, device_mesh, pathlib.Path(folder), compare, train_images)
         try:
             timed = time_all(list(cases.values()), repetitions, seconds)
         finally:
@@ -289,7 +292,7 @@ def _main(_: list[str]) -> None:
         "config": name,
         **measure(
             config, classes, mesh.make_mesh(), repetitions=values.repetitions,
-            seconds=values.seconds, compare=values.compare,
+            seconds=values.seconds, compare=values.compare, train_images=values.train_images,
         ),
     }  # fmt: skip
     print(table(result))
@@ -304,6 +307,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repetitions", 7, "how often each case is timed", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "that a repetition of a case lasts, about", lower_bound=0.0)
     flags.DEFINE_bool("compare", False, "also both trainings at other precision, on one device")
+    flags.DEFINE_integer("train_images", 1000, "that copies are looked for in", lower_bound=16)
     flags.DEFINE_integer("classes", 0, "where the data set is not at hand to say", lower_bound=0)
     flags.mark_flag_as_required("config")
     app.run(_main)

@@ -19,7 +19,7 @@ class ContrastiveConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtractorConfig:
-    """A classifier on real train images; its features feed selection and fidelity."""
+    """A classifier, or a network without labels and a head, whose features feed selection."""
 
     objective: str = choice("supervised", "contrastive")
     contrastive: ContrastiveConfig = ContrastiveConfig()

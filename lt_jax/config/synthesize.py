@@ -12,7 +12,7 @@ class MemorizationConfig:
     gate: bool = True
     similarity: str = choice("both", "cosine", "ms_ssim")  # a copy by any of these is a copy
     false_alarm: float = bounded(0.01, 0.0, 1.0)  # val images that would be taken for copies
-    candidates: int = bounded(8, 1, 1024)  # nearest by cosine, of which MS-SSIM is computed
+    candidates: int = bounded(8, 1, 1024)  # MS-SSIM is computed of so many by features, by pictures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SelectionConfig:
         "denoising",
     )
     neighbors: int = bounded(5, 1, 1000)  # k of `knn`
-    explained: float = bounded(0.9, 0.0, 1.0)  # of the variance, by the subspace of `vim`
+    explained: float = bounded(0.9, 0.0, 1.0)  # of the variance, by the subspace of these two
     noise_times: tuple[float, ...] = bounded((0.2, 0.4, 0.6), 0.0, 1.0)  # of `denoising`
     keep_rate: float = bounded(0.9, 0.0, 1.0)  # gamma: held-out real images the threshold accepts
     held_out: str = choice("train", "policy_val")  # train: by folds
@@ -90,6 +90,8 @@ class SynthesizeConfig:
     fill_to: int = bounded(0, 0)  # images a class should reach, both kinds; 0: the head's
     counts: tuple[int, ...] = bounded((), 0)  # accepted images, one a class; empty: by fill_to
     min_dose: float = bounded(0.0, 0.0, 1000.0)  # accepted images a class, over its real ones
-    max_attempts: float = bounded(3.0, 1.0, 1000.0)  # candidates at most, over images asked
+    max_attempts: float = bounded(
+        3.0, 1.0, 1000.0
+    )  # candidates at most, over images (and surplus) asked
     seed: int = bounded(0, 0)
     selection: SelectionConfig = SelectionConfig()

@@ -119,19 +119,45 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
     )
 
 
-def fetch(judged: Judged) -> Fetched:
-    """Copies to the host the images that leave, and all verdicts."""
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A batch of which what leaves is on its way: see `cut`."""
+
+    parts: tuple[Array, ...]
+    rows: tuple[np.ndarray, ...]
+    verdict: select.Verdict
+    shape: tuple[int, ...]
+
+    def fetch(self) -> Fetched:
+        """Waits for the images."""
+        images = [np.asarray(p)[: len(r)] for p, r in zip(self.parts, self.rows, strict=True)]
+        none = np.zeros((0, *self.shape), np.uint8)
+        return Fetched(
+            np.concatenate([none, *images]),
+            np.concatenate([np.zeros(0, np.int64), *self.rows]),
+            self.verdict,
+        )
+
+
+def cut(judged: Judged) -> Cut:
+    """Waits for the verdicts, then has the images that leave cut out on their devices.
+
+    Call it before the next batch is given to the device, or the cut waits behind that. At most
+    twice as many images leave as are accepted: sizes are powers of two, so that few programs are
+    compiled.
+    """
     verdict, leaving = jax.device_get((judged.verdict, judged.leaving))
-    images, rows = [], []
+    parts, rows = [], []
     # Their indices are slices, which do not compare.
     for shard in sorted(judged.images.addressable_shards, key=lambda s: s.index[0].start or 0):
         held = np.arange(len(leaving))[shard.index[0]]
         kept = held[leaving[held]]
-        # In sizes of powers of two, so that few programs are compiled to cut them out.
-        size = min(1 << max(len(kept) - 1, 0).bit_length(), len(held))
-        images.append(np.asarray(shard.data[:size])[: len(kept)])
-        rows.append(kept)
-    return Fetched(np.concatenate(images), np.concatenate(rows), verdict)
+        if len(kept):
+            part = shard.data[: min(1 << (len(kept) - 1).bit_length(), len(held))]
+            part.copy_to_host_async()
+            parts.append(part)
+            rows.append(kept)
+    return Cut(tuple(parts), tuple(rows), verdict, judged.images.shape[1:])
 
 
 def _front(images: UInt8[Array, "b h w c"], leaving: Bool[Array, "b"]) -> UInt8[Array, "b h w c"]:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lt_jax.config import SynthesizeConfig
 from lt_jax.data.pool import PoolWriter
 from lt_jax.data.pool.schema import judgements
-from lt_jax.diffusion.program import Fetched, Judged, fetch
+from lt_jax.diffusion.program import Cut, Fetched, Judged, cut
 from lt_jax.runtime import faults, files, ledger, mesh
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection.select import Verdict
@@ -68,18 +68,16 @@ class Source:
     scores: tuple[str, ...] = ()
     train_ids: Sequence[str] = ()
 
-    def start(self, indices: np.ndarray) -> tuple[Judged, Columns]:
-        """Sets the device to work on up to `batch_size` candidates; does not wait for it."""
+    def ask(self, indices: np.ndarray) -> tuple[Any, Columns]:
+        """What up to `batch_size` candidates are asked for, on host: arguments, and columns."""
         padded = mesh.pad(indices, self.batch_size).astype(np.int32)
         request, asked = self.requests(padded)
         alone = request.replace(source=None)  # donated, and so an argument of its own
-        return self.program(jnp.asarray(padded), alone, request.source), asked
+        return (jnp.asarray(padded), alone, request.source), asked
 
-    def finish(
-        self, indices: np.ndarray, judged: Judged, asked: Columns
-    ) -> tuple[Fetched, Columns]:
-        """Waits for them. The images that leave, and the columns of all of them."""
-        fetched, n = fetch(judged), len(indices)
+    def finish(self, indices: np.ndarray, made: Cut, asked: Columns) -> tuple[Fetched, Columns]:
+        """The images that leave, and the columns of all candidates `indices`."""
+        fetched, n = made.fetch(), len(indices)
         labels = (indices % self.num_classes).astype(np.int32)
         told = {name: column[:n] for name, column in asked.items()}
         kept = fetched.rows < n
@@ -176,17 +174,21 @@ def _wave(
     """The columns of each chunk; from where `finished` ends they are generated and written."""
     yield from finished[: len(chunks)]
     done = min(len(finished), len(chunks))
-    behind: tuple[int, np.ndarray, tuple[Judged, Columns]] | None = None
+    behind: tuple[int, np.ndarray, Judged, Columns] | None = None
 
-    def written(number: int, indices: np.ndarray, started: tuple[Judged, Columns]) -> Columns:
-        fetched, columns = source.finish(indices, *started)
+    def written(number: int, indices: np.ndarray, made: Cut, asked: Columns) -> Columns:
+        fetched, columns = source.finish(indices, made, asked)
         writer.write(number, fetched.images, columns, fetched.rows)
         return columns
 
     for number in range(done, len(chunks)):
-        started = source.start(chunks[number])
-        if behind is not None:
-            yield written(*behind)
-        behind = part + number, chunks[number], started
-    if behind is not None:
-        yield written(*behind)
+        # In this order: the request is made while the batch before it is on the device, whose
+        # images are cut out before the device goes on, and copied and written while it does.
+        arguments, asked = source.ask(chunks[number])
+        made = cut(behind[2]) if behind else None
+        judged = source.program(*arguments)
+        if behind and made:
+            yield written(behind[0], behind[1], made, behind[3])
+        behind = part + number, chunks[number], judged, asked
+    if behind:
+        yield written(behind[0], behind[1], cut(behind[2]), behind[3])

@@ -12,8 +12,8 @@ from lt_jax.evaluate.inputs import Dataset, ReportInputs, memorization_summary
 MEASURES = {"ms_ssim": "MS-SSIM", "cosine": "Cosine"}
 SETS = {"val": "held-out real", "candidates": "candidates", "accepted": "accepted"}
 CLOSEST = {
-    "accepted": "Accepted, each below the train image most like it (MS-SSIM, cosine)",
-    "copies": "Stopped as copies, each below that train image (MS-SSIM, cosine)",
+    "accepted": "Accepted, each below the train image most like it (MS-SSIM to it; highest cosine)",
+    "copies": "Stopped as copies, each below that train image (MS-SSIM to it; highest cosine)",
 }
 
 

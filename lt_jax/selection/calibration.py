@@ -89,18 +89,24 @@ def thresholds(
     if not len(scores):
         raise CalibrationError(
             "selection: no class has two train images, so none can be held out to calibrate a "
-            "threshold; lower imbalance_factor or train on more images"
+            "threshold; lower imbalance_factor, train on more images, or calibrate on other ones "
+            "(config.synthesize.selection.held_out=policy_val)"
         )
     counts = np.bincount(labels, minlength=num_classes)
-    credibility = np.where(counts > 0, counts / np.maximum(counts + pooling, 1), 0.0)
+    weight = credibility(counts, pooling)
     pooled = np.quantile(
         scores,
         keep_rate,
         method="inverted_cdf",
-        weights=(credibility / np.maximum(counts, 1))[labels],
+        weights=(weight / np.maximum(counts, 1))[labels],
     )
     own = np.full(num_classes, pooled)
     for label in np.flatnonzero(counts):
         rank = int(np.ceil((counts[label] + 1) * keep_rate - 1e-9))  # 1e-9: 10 * 0.9 is 9
         own[label] = np.sort(scores[labels == label])[min(max(rank, 1), counts[label]) - 1]
-    return credibility * own + (1 - credibility) * pooled
+    return weight * own + (1 - weight) * pooled
+
+
+def credibility(counts: Int[np.ndarray, "k"], pooling: float) -> Float[np.ndarray, "k"]:
+    """Equation (2); 0 for a class without images, whatever the pooling."""
+    return np.where(counts > 0, counts / np.maximum(counts + pooling, 1), 0.0)

@@ -149,7 +149,7 @@ def _ranks(
     """The weights of (1) and (2). An image that was not held out, NaN in `scores`, weighs 0."""
     known = np.isfinite(scores.sum(axis=1))
     counts = np.bincount(labels[known], minlength=ensemble.num_classes)
-    credibility = np.where(counts > 0, counts / np.maximum(counts + ensemble.pooling, 1), 0.0)
+    credibility = calibration.credibility(counts, ensemble.pooling)
     own = np.where(known, 1 / np.maximum(counts, 1)[labels], 0.0)
     pooled = own * credibility[labels]
     as_state = lambda array: jnp.asarray(array, jnp.float32)

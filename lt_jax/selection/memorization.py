@@ -28,10 +28,11 @@ images of that one's group (patient, lesion) are left out for it.
 Thresholds are calibrated on val, which the generator has not seen: a share of at most `false_alarm`
 of a class's images like those of val would be taken for copies (`calibration`, equations 1 to 3).
 With two similarities each has half of it, so that the two together keep within it. Few images
-cannot vouch for a small share: where m < 1 / share - 1, the threshold is the highest similarity of
-the m images, which a fresh image exceeds with probability 1 / (m + 1). The gate then errs towards
-rejecting, which costs attempts and not privacy. Whatever val holds, near-duplicates of train images
-too, (2) above `SURELY` is a copy.
+cannot vouch for a small share: where m < 1 / share - 1, the threshold is at most the highest
+similarity of the m images, which a fresh image exceeds with probability 1 / (m + 1) or more.
+Classes lie at different distances from train, so that a pooled threshold may lower a small class's
+own and never raises it: the gate errs towards rejecting, which costs attempts and not privacy.
+Whatever val holds, near-duplicates of train images too, (2) above `SURELY` is a copy.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ import numpy as np
 
 from lt_jax.config import AugmentConfig, ConfigError, MemorizationConfig
 from lt_jax.selection import calibration, registration, similarity
+from lt_jax.selection.neighbors import nearest_rows
 from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Labels, UInt8
 
 SURELY = 0.99
@@ -137,7 +139,7 @@ def fit(
     val = _nearest_of_all(config, bank, np.asarray(val_images), np.asarray(val_features))
     labels = np.asarray(val_labels)
     cosine, ms_ssim = (
-        calibration.thresholds(values, labels, num_classes, 1 - share(config), pooling)
+        _limits(values, labels, num_classes, 1 - share(config), pooling)
         for values in (val.cosine, val.ms_ssim)
     )
     return dataclasses.replace(
@@ -176,8 +178,8 @@ def nearest(
     cosine = leave_out(jnp.matmul(unit, bank.features.T, precision="highest"))
     correlation, view = _correlate(bank, views)
     count = min(config.candidates, bank.images.shape[0])
-    by_features, first = _top(cosine, count)
-    by_pictures, second = _top(leave_out(correlation), count)
+    by_features, first = nearest_rows(cosine, count)
+    by_pictures, second = nearest_rows(leave_out(correlation), count)
 
     rows = jnp.concatenate([first, second], axis=1)
     compared = jnp.concatenate([by_features, by_pictures], axis=1) > -jnp.inf
@@ -200,7 +202,21 @@ def is_copy(
     """Whether each image, meant to be of class `labels`, is a copy; false where NaN."""
     near = found.cosine > bank.cosine_limits[labels]
     alike = found.ms_ssim > bank.ms_ssim_limits[labels]
-    return {"both": near | alike, "cosine": near, "ms_ssim": alike}[config.similarity]
+    surely = found.ms_ssim > SURELY
+    return {"both": near | alike, "cosine": near | surely, "ms_ssim": alike}[config.similarity]
+
+
+def _limits(
+    values: Float[np.ndarray, "v"],
+    labels: Int[np.ndarray, "v"],
+    num_classes: int,
+    keep_rate: float,
+    pooling: float,
+) -> Float[np.ndarray, "k"]:
+    """Thresholds of likeness [k], at most the highest that a class's own val images have."""
+    limits = calibration.thresholds(values, labels, num_classes, keep_rate, pooling)
+    own = [np.max(values[labels == k], initial=-np.inf) for k in range(num_classes)]
+    return np.where(np.isfinite(own), np.minimum(limits, own), limits)
 
 
 def share(config: MemorizationConfig) -> float:
@@ -239,24 +255,6 @@ def _nearest_of_all(
 
 def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _top(
-    likeness: Float[Array, "b n"], count: int
-) -> tuple[Float[Array, "b p"], Int[Array, "b p"]]:
-    """The `count` highest of each row and their places, highest first, the lowest place of equals.
-
-    One by one: `jax.lax.top_k` of an array that is split over devices gathers it on each of them.
-    """
-
-    def take(left, _):
-        place = jnp.argmax(left, axis=1, keepdims=True)
-        value = jnp.take_along_axis(left, place, axis=1)
-        taken = jnp.arange(left.shape[1])[None] == place
-        return jnp.where(taken, -jnp.inf, left), (value[:, 0], place[:, 0])
-
-    _, (values, places) = jax.lax.scan(take, likeness, length=count)
-    return values.T, places.T
 
 
 def _correlate(

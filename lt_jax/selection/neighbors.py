@@ -106,10 +106,28 @@ class KNearest:
         likeness = jnp.matmul(unit, state.bank.T, precision=jax.lax.Precision.HIGHEST)
         own = state.labels[None] == labels[:, None]
         count = min(self.neighbors, state.bank.shape[0])
-        _, rows = jax.lax.top_k(jnp.where(own, likeness, -jnp.inf), count)
+        _, rows = nearest_rows(jnp.where(own, likeness, -jnp.inf), count)
         row = jnp.take_along_axis(rows, state.ranks[labels][:, None] - 1, axis=1)[:, 0]
         # Anew from the difference: 2 - 2 cos has no digits left for what is near.
         return jnp.linalg.norm(unit - state.bank[row], axis=1)
+
+
+def nearest_rows(
+    likeness: Float[Array, "b n"], count: int
+) -> tuple[Float[Array, "b p"], Int[Array, "b p"]]:
+    """The `count` highest of each row and their places, highest first, the lowest place of equals.
+
+    One by one: `jax.lax.top_k` of an array that is split over devices gathers it on each of them.
+    """
+
+    def take(left, _):
+        place = jnp.argmax(left, axis=1, keepdims=True)
+        value = jnp.take_along_axis(left, place, axis=1)
+        taken = jnp.arange(left.shape[1])[None] == place
+        return jnp.where(taken, -jnp.inf, left), (value[:, 0], place[:, 0])
+
+    _, (values, places) = jax.lax.scan(take, likeness, length=count)
+    return values.T, places.T
 
 
 def _profile(unit: np.ndarray) -> np.ndarray:

@@ -88,6 +88,8 @@ def calibrate(
       CalibrationError: no image could be held out.
     """
     fitted = ensemble.fit(train)
+    if not ensemble.members:  # every image passes
+        return fitted, np.full(ensemble.num_classes, np.inf)
     if held_out is None:
         labels = np.asarray(train.labels)
 

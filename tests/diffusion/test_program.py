@@ -114,7 +114,7 @@ def judge(config, indices=INDICES, devices=8, params=None, **changes):
 def run(config, **settings):
     """The request, and the images and verdict of every candidate."""
     request, judged = judge(config, **settings)
-    fetched = program_lib.fetch(judged)
+    fetched = program_lib.cut(judged).fetch()
     np.testing.assert_array_equal(fetched.rows, np.arange(len(fetched.rows)))
     return request, fetched.images, fetched.verdict
 
@@ -145,7 +145,7 @@ def test_accepted_images_alone_leave_and_are_those_of_all():
     )
     _, every, verdict = whole("inpaint")
     for devices in (8, 2):
-        fetched = program_lib.fetch(judge(config, devices=devices)[1])
+        fetched = program_lib.cut(judge(config, devices=devices)[1]).fetch()
         np.testing.assert_array_equal(fetched.rows, np.flatnonzero(verdict.accepted))
         assert np.abs(fetched.images.astype(int) - every[fetched.rows]).max() <= 1
     assert 0 < len(fetched.rows) < 8
@@ -158,7 +158,7 @@ def test_fused_equals_its_steps_one_by_one(method):
         CONFIGS[method], selection=dataclasses.replace(ALL_LEAVE, keep_rejected=False)
     )
     request, judged = judge(config, devices=1)
-    fused = program_lib.fetch(judged)
+    fused = program_lib.cut(judged).fetch()
     unet, extractor, gates = parameters()
     networks = program_lib.Networks(GENERATOR, EXTRACTOR, EVERYTHING)
     sample = jax.jit(functools.partial(program_lib.make_images, config, networks))
@@ -172,7 +172,10 @@ def test_fused_equals_its_steps_one_by_one(method):
     np.testing.assert_array_equal(fused.images, images[verdict.accepted])
     for name in ("passed", "nearest", "ms_ssim"):
         np.testing.assert_array_equal(getattr(fused.verdict, name), getattr(verdict, name))
-    np.testing.assert_allclose(fused.verdict.score, verdict.score, rtol=1e-5)
+    for name in ("score", "scores", "label_probability", "cosine"):
+        np.testing.assert_allclose(
+            getattr(fused.verdict, name), getattr(verdict, name), rtol=1e-5, err_msg=name
+        )
 
 
 def test_verdicts_differ():

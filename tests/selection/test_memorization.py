@@ -124,15 +124,30 @@ def test_few_val_images_have_their_highest_as_threshold_and_classes_are_drawn_to
     highest = [bank.val.cosine[labels == k].max() for k in (0, 1)]
     np.testing.assert_allclose(own[:2], highest, rtol=1e-6)
     np.testing.assert_allclose(own[2], max(highest), rtol=1e-6)  # of no val image: the pool's
-    expected = 3 / 23 * highest[1] + 20 / 23 * drawn[2]
+    expected = min(3 / 23 * highest[1] + 20 / 23 * drawn[2], highest[1])
     np.testing.assert_allclose(drawn[1], expected, rtol=1e-6)
 
 
-def test_train_images_in_val_do_not_open_the_gate(small):
+@pytest.mark.parametrize("similarity", ["both", "cosine", "ms_ssim"])
+def test_train_images_in_val_do_not_open_the_gate(small, similarity):
     train, val, _ = small
-    bank = fit(CONFIG, train, np.concatenate([val, train[:5]]))
+    config = MemorizationConfig(similarity=similarity)
+    bank = fit(config, train, np.concatenate([val, train]))
     assert float(bank.ms_ssim_limits[0]) == np.float32(memorization.SURELY)
-    assert share(CONFIG, bank, nearest(CONFIG, bank, train)) == 1
+    assert share(config, bank, nearest(config, bank, train)) == 1
+
+
+def test_a_large_class_near_to_train_does_not_raise_a_small_one_s_limit(small):
+    """The small class's three val images are further from train than all of the large one's."""
+    train, val, bank = small
+    order = np.argsort(bank.val.ms_ssim, kind="stable")
+    labels = np.zeros(len(val), np.int32)
+    labels[order[:3]] = 1
+    pooled = fit(CONFIG, train, val, labels, classes=2, pooling=20.0)
+    for name in ("cosine", "ms_ssim"):
+        found, limits = getattr(pooled.val, name), getattr(pooled, f"{name}_limits")
+        assert limits[1] <= found[labels == 1].max() + 1e-6
+        assert limits[0] <= found[labels == 0].max() + 1e-6
 
 
 def test_images_of_the_own_group_are_left_out(small):

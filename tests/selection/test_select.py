@@ -165,6 +165,11 @@ def test_several_scores_pass_at_the_asked_rate_too():
     assert np.all(np.abs(found.accepted.reshape(3, 1000).mean(axis=1) - 0.9) < 0.08)
 
 
+def test_without_a_score_every_image_passes_whatever_there_is_to_calibrate_on():
+    gates = calibrated(gaussian_classes(0, [1, 1, 1], 4), scores=())
+    assert verdict(gates, *gaussian_classes(1, [5, 5, 5], 4)).accepted.all()
+
+
 def test_classes_that_cannot_be_calibrated():
     with pytest.raises(ValueError, match="no class has two train images"):
         calibrated(gaussian_classes(0, [1, 1, 1], 4))

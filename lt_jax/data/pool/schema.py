@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
         ("label_probability", pa.float32()),  # of the intended class, under the extractor
         ("cosine", pa.float32()),  # to the nearest train image; NaN: not measured
         ("ms_ssim", pa.float32()),  # likewise
-        ("nearest", pa.string()),  # manifest id of that train image; "": none
+        ("nearest", pa.string()),  # manifest id of the nearest by MS-SSIM; "": none
         ("failed", pa.string()),  # all of GATES that it failed, comma-separated
         ("verdict", pa.string()),  # one of VERDICTS: the first gate failed; surplus: not needed
         # Where its image is; -1, -1 and "" where none was kept.

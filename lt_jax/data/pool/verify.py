@@ -102,7 +102,7 @@ def _of_shards(
         if path.name not in expected:
             yield f"shards/{path.name}: no row of {schema.TABLE} points to it"
     done = 0
-    for number, rows in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+    for number, rows in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
         yield from _of_shard(pool, schema.shard_path(folder, number), rows)
         done += len(rows)
         progress(done)

@@ -231,6 +231,13 @@ def test_verify_of_an_intact_pool(pool, large, capsys):
     assert capsys.readouterr().out == f"{2 * N} records, all intact\n"
 
 
+@pytest.mark.parametrize("parts", [[], [[3]]])
+def test_verify_of_a_pool_without_an_image(tmp_path, capsys, parts):
+    write(tmp_path / "pool", parts, keep_rejected=False)
+    main(["verify", str(tmp_path / "pool")])
+    assert capsys.readouterr().out == f"{len(parts)} records, all intact\n"
+
+
 def altered(path, name, row, value):
     """Writes one cell of a table."""
     table = pq.read_table(path)

@@ -1,0 +1,1 @@
+"""How well out-of-distribution scores tell bad images, and what selection by them is worth."""

@@ -9,8 +9,8 @@ needed. Duplicates and near-duplicates stay on one side of a split.
 Takes about 20 minutes on two cores. What it gives is known of its parts (experiments/generators,
 3 seeds): a balanced accuracy of 0.473 +- 0.015 with cross-entropy, 0.546 +- 0.019 with balanced
 softmax, and 0.516 +- 0.062 with its pool filled to the head and balanced softmax. The set is small:
-of 607 of its 780 images, 204, 96 and 67 are to train and 66, 35 and 19 to test, so that a few points
-between two arms mean nothing.
+of 607 of its 780 images, 204, 96 and 67 are to train and 66, 35 and 19 to test, so that a few
+points between two arms mean nothing.
 """
 
 from typing import Any

@@ -16,11 +16,20 @@ from ml_collections import ConfigDict
 from lt_jax import config as config_lib
 from lt_jax import preflight, reporting, stages
 from lt_jax.context import Context
+from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
 SCHEMAS: dict[str, int] = {**dict.fromkeys(STAGES, 1), "generator": 2, "synthesize": 3, "report": 3}
+
+# Fields of an arm that only these rules read; they stay out of the keys of others.
+_READERS = {
+    "share": ("fixed_share", "accuracy_adaptive"),
+    "beta": ("effective_number",),
+    "levels": ("bandit",),
+    "schedule": ("schedule",),
+}
 
 
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
@@ -29,7 +38,7 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     Without an arm that uses synthetic images there is no generator, extractor or pool.
 
     Raises:
-      ConfigError: the baseline names no arm, or there are no arms or seeds.
+      ConfigError: the baseline names no arm, there are no arms or seeds, or an arm cannot be.
     """
     _check_arms(config)
     key_fields = config_lib.key_fields
@@ -42,7 +51,7 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     del recipe["seeds"], recipe["arms"]
     runs = []
     for name, arm in config.classify.arms.items():
-        fields = {**recipe, "arm": key_fields(arm)}
+        fields = {**recipe, "arm": _arm_fields(name, arm)}
         if arm.loss == "logit_adjusted":
             fields["tau"] = tau
         pool = () if arm.controller == "none" else (synthesize,)
@@ -89,6 +98,28 @@ def _file_hashes(data: config_lib.DataConfig) -> dict[str, str]:
     return hashes
 
 
+def _arm_fields(name: str, arm: config_lib.ArmConfig) -> dict[str, Any]:
+    """What decides an arm: of its rule what that reads; of a schedule its content, not its place.
+
+    Raises ConfigError where there is no such schedule.
+    """
+    fields, rule = config_lib.key_fields(arm), controllers.mirrored(arm)
+    for field, readers in _READERS.items():
+        if rule not in readers:
+            del fields[field]
+    if not (arm.of and rule != arm.controller):
+        del fields["of"]
+    if rule == "schedule":
+        path = pathlib.Path(arm.schedule)
+        if not path.is_file():
+            raise config_lib.ConfigError(
+                f"config.classify.arms.{name}.schedule: got {arm.schedule!r}, which is no file; "
+                "takes a JSON list of shares by round, such as mixture.json of a finished arm"
+            )
+        fields["schedule"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return fields
+
+
 def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifacts.Spec:
     keys = {spec.stage: spec.key for spec in inputs}
     # Through JSON, so that a key does not depend on tuple against list.
@@ -105,10 +136,7 @@ def _check_arms(config: config_lib.Config) -> None:
             raise config_lib.ConfigError(
                 f"config.classify.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
             )
-        if arms[name].controller == "uniform" and arms[name].dose == 0:
-            raise config_lib.ConfigError(
-                f"config.classify.arms.{name}.dose: got 0.0; `uniform` takes a dose above 0"
-            )
+        preflight.check_arm(config, name)
     if len(set(config.classify.seeds)) < len(config.classify.seeds):
         raise config_lib.ConfigError(
             f"config.classify.seeds: got {config.classify.seeds}; takes seeds that differ"
@@ -209,6 +237,8 @@ class Pipeline:
         if names - {"prepare", "report"}:
             known = preflight.vocabulary(self.config)
             preflight.networks(self.config, names, known)
+            if "classify" in names:
+                preflight.check_schedules(self.config, known.num_classes)
             if names & {"generator", "synthesize"}:
                 preflight.check_synthesis(self.config, known)
 

@@ -1,6 +1,7 @@
 """The networks of a run, built as shapes only: misfits are found before the first stage starts."""
 
 import dataclasses
+import pathlib
 from collections.abc import Collection
 from typing import Any
 
@@ -13,6 +14,7 @@ from lt_jax.data import sources
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
+from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import mesh
@@ -143,6 +145,50 @@ def check_synthesis(config: Config, known: Vocabulary) -> None:
             )
     guidance.make(part, known.names)
     program.make_sampler(part, Generator(config.generator, known, (size, size, channels)))
+
+
+def check_arm(config: Config, name: str) -> None:
+    """Refuses an arm whose controller cannot do what it is for, from the config alone."""
+    arm, where = config.classify.arms[name], f"config.classify.arms.{name}"
+    rule = controllers.mirrored(arm)
+    for field, rules in (("dose", ("uniform", "inverse")), ("share", ("fixed_share",))):
+        if rule in rules and getattr(arm, field) == 0:
+            raise ConfigError(f"{where}.{field}: got 0.0; `{rule}` takes a {field} above 0")
+    if rule == "accuracy_adaptive" and arm.share == 0:
+        raise ConfigError(f"{where}.share: got 0.0; `{rule}` takes a highest share above 0")
+    if rule == "bandit" and len(set(arm.levels)) < max(2, len(arm.levels)):
+        raise ConfigError(f"{where}.levels: got {arm.levels}; takes two or more that differ")
+    if not controllers.learns(arm):
+        return
+    if not config.data.manifest and not config.data.split.policy_val:
+        raise ConfigError(
+            f"{where}.controller: `{rule}` learns from the split policy_val, which is empty; raise "
+            "config.data.split.policy_val, or take a controller that does not learn"
+        )
+    if config.classify.rounds > config.classify.steps:
+        raise ConfigError(
+            f"config.classify.rounds: got {config.classify.rounds} in {config.classify.steps} "
+            f"steps; `{rule}` of the arm {name} takes at least one step a round"
+        )
+
+
+def check_schedules(config: Config, num_classes: int) -> None:
+    """Refuses schedules that are none, or of other rounds or classes than the run's."""
+    for name, arm in config.classify.arms.items():
+        if controllers.mirrored(arm) != "schedule":
+            continue
+        where = f"config.classify.arms.{name}.schedule"
+        try:
+            shares = controllers.read_schedule(pathlib.Path(arm.schedule))
+        except controllers.MixtureError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        found, asked = (len(shares), len(shares[0])), (config.classify.rounds, num_classes)
+        if found != asked:
+            raise ConfigError(
+                f"{where}: {arm.schedule} has {found[0]} rounds of {found[1]} classes, this run "
+                f"{asked[0]} of {asked[1]}; set config.classify.rounds to the schedule's, or take "
+                "a schedule of this data set"
+            )
 
 
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:

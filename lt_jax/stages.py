@@ -8,7 +8,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,19 +193,22 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
     for split, output in outputs.items():
         arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
     _save_arrays(folder / "predictions.npz", arrays)
-    _save_mixture(folder / "mixture.json", controller, config.rounds)
+    mixtures = classify_train.mixtures(folder, controller, data, config.rounds)
+    _save_mixture(folder / "mixture.json", mixtures)
     return costs
 
 
 def _train_data(context: Context) -> classify_train.TrainData:
     manifest, images = context.data
-    val = manifest.rows("val")
+    val, policy = manifest.rows("val"), manifest.rows("policy_val")
     return classify_train.TrainData(
         real=images,
         train_rows=context.train_rows,
         val_rows=val,
         val_labels=manifest.labels[val],
         image_shape=context.image_shape,
+        policy_rows=policy,
+        policy_labels=manifest.labels[policy],
     )
 
 
@@ -220,7 +223,7 @@ def _mixed_data(
     manifest, images = context.data
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)
     controller = controllers.make(arm, data.counts, pool.counts(), seed)
-    first = controller.mixture(0, None)
+    first = controller.mixture(())  # in use are the same images in every round
     if not first.in_use.any():
         return controller, data
     if first.replay:
@@ -259,8 +262,7 @@ def _save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     files.write_atomically(path, buffer.getvalue(), path.name)
 
 
-def _save_mixture(path: pathlib.Path, controller: controllers.Controller, rounds: int) -> None:
-    mixtures = [controller.mixture(r, None) for r in range(rounds)]
+def _save_mixture(path: pathlib.Path, mixtures: Sequence[controllers.Mixture]) -> None:
     description = [
         {
             "class_weight": mixture.class_weight.tolist(),

@@ -268,7 +268,7 @@ def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray
     stream = MixedStream(
         images, rows, batch_size=size, seed=0, workers=config.runtime.loader_workers
     )
-    mixture = controllers.real_only(np.array([len(r) for r in rows]), "instance").mixture(0, None)
+    mixture = controllers.real_only(np.array([len(r) for r in rows]), "instance").mixture(())
     stream.set_mixture(mixture.class_weight, mixture.share)
     # grain holds two batches, one is under way, and each worker holds and makes one.
     drain = 3 + 2 * config.runtime.loader_workers

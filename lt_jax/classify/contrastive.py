@@ -177,7 +177,7 @@ def make_stream(
       MixtureError: a class has no image.
     """
     counts = np.array([len(r) for r in rows])
-    mixture = controllers.real_only(counts, config.sampler).mixture(0, None)
+    mixture = controllers.real_only(counts, config.sampler).mixture(())
     weight, share = mixture.class_weight, mixture.share
     if config.sampler == "instance":
         rows, weight, share = [np.sort(np.concatenate(rows))], np.ones(1), np.zeros(1)

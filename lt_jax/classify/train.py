@@ -1,9 +1,15 @@
-"""Training of a classifier on mixed batches, in rounds, under a controller."""
+"""Training of a classifier on mixed batches, in rounds, under a controller.
+
+A controller that learns is told after each round how the classifier does on policy_val. Being a
+pure function of that history, it has no state of its own: `history.json` is written at the end of
+a round, before the checkpoint, and holds at least the rounds that any checkpoint has behind it.
+"""
 
 import dataclasses
 import functools
+import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +22,14 @@ from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.evaluate import metrics
-from lt_jax.mixing.controllers import Controller
+from lt_jax.mixing import rewards
+from lt_jax.mixing.controllers import Controller, Feedback, Mixture, MixtureError, following
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, loop, mesh, train_state
+from lt_jax.runtime import files, keys, loop, mesh, train_state
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.shapes import Array, Float, Params, PRNGKey
+
+HISTORY = "history.json"  # a list with the feedback of a round each, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,8 @@ class TrainData:
       real: image store of the manifest.
       train_rows: train rows [n_k] of each class in `real`.
       val_rows: validation rows [n] in `real`; val_labels: their labels [n].
+      policy_rows: policy_val rows [n] in `real`, of which controllers that learn are told;
+        policy_labels: their labels [n].
       extra: image store of the synthetic slots: pool, or real images for replay; or None.
       extra_rows: rows of each class in it, or None.
       soft: of the synthetic images, where not all of their labels are whole.
@@ -80,6 +91,8 @@ class TrainData:
     extra: Images | None = None
     extra_rows: Sequence[np.ndarray] | None = None
     soft: SoftLabels | None = None
+    policy_rows: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    policy_labels: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def counts(self) -> np.ndarray:
@@ -155,6 +168,94 @@ def _validate(
     }
 
 
+def measure(forward: predict.Forward, params: Params, data: TrainData, batch_size: int) -> Feedback:
+    """The classifier on policy_val, which has images of every class."""
+    logits, _ = predict.predict(forward, params, data.real, data.policy_rows, batch_size)
+    probabilities = metrics.softmax(logits, "policy_val")
+    labels = data.policy_labels
+    soft = rewards.measure(jnp.asarray(probabilities, jnp.float32), jnp.asarray(labels))
+    true = probabilities[np.arange(len(labels)), labels]
+    losses = -np.log(np.maximum(true, 1e-12))
+    recall, precision, margin = (
+        np.asarray(value, np.float64) for value in (soft.recall, soft.precision, soft.margin)
+    )
+    loss = np.bincount(labels, losses) / np.bincount(labels)
+    return Feedback(recall, precision, margin, loss)
+
+
+def mixtures(
+    folder: pathlib.Path, controller: Controller, data: TrainData, rounds: int
+) -> list[Mixture]:
+    """What the rounds of a finished training in `folder` were given."""
+    history = _history(folder, controller, data, rounds)
+    return [following(controller, history[:r]) for r in range(rounds)]
+
+
+def _history(
+    folder: pathlib.Path, controller: Controller, data: TrainData, rounds: int
+) -> list[Feedback]:
+    """Feedback of the first `rounds` rounds, or of fewer where `folder` holds no more."""
+    if not controller.learns:
+        return [Feedback.unmeasured(len(data.train_rows))] * rounds
+    path = folder / HISTORY
+    held = json.loads(path.read_text()) if path.is_file() else []
+    return [
+        Feedback(**{name: np.asarray(values, np.float64) for name, values in entry.items()})
+        for entry in held[:rounds]
+    ]
+
+
+def _resumed(
+    history: list[Feedback],
+    edges: Sequence[int],
+    start: int,
+    again: Callable[[], Feedback],
+    folder: pathlib.Path,
+) -> list[Feedback]:
+    """The feedback that a training has behind it at step `start`; rounds end at `edges[1:]`.
+
+    A kill may have come between a history and its checkpoint: what is ahead is left out. A missing
+    last entry is measured `again`, by the restored parameters, where `start` ends its round.
+    """
+    behind = sum(until <= start for until in edges[1:])
+    history = history[:behind]
+    if len(history) == behind - 1 and edges[behind] == start:
+        history.append(again())
+        _keep(folder, history)
+    if len(history) < behind:
+        raise MixtureError(
+            f"{folder / HISTORY} holds {len(history)} of the {behind} rounds that the checkpoint "
+            "has behind it, and their mixtures depend on it; delete the folder to train anew"
+        )
+    return history
+
+
+def _keep(folder: pathlib.Path, history: Sequence[Feedback]) -> None:
+    entries = [
+        {name: array.tolist() for name, array in vars(feedback).items()} for feedback in history
+    ]
+    files.write_atomically(folder / HISTORY, json.dumps(entries), "the history of feedback")
+
+
+def _check_feedback(recipe: Recipe, data: TrainData) -> None:
+    """Refuses a controller that learns where there is nothing to learn from.
+
+    Raises MixtureError where a class is absent from policy_val, or a round has no step.
+    """
+    seen = np.bincount(data.policy_labels, minlength=len(data.train_rows))
+    if absent := np.flatnonzero(seen == 0).tolist():
+        raise MixtureError(
+            f"policy_val has no image of class {', '.join(map(str, absent))} (by number), and the "
+            "controller learns from every class there: raise config.data.split.policy_val, or "
+            "take a controller that does not learn (fill_to_head, fixed_share, schedule)"
+        )
+    if recipe.rounds > recipe.steps:
+        raise MixtureError(
+            f"{recipe.rounds} rounds in {recipe.steps} steps: a controller that learns takes at "
+            "least one step a round; lower config.classify.rounds"
+        )
+
+
 def train(
     recipe: Recipe,
     data: TrainData,
@@ -168,29 +269,27 @@ def train(
     """Trains, or goes on training, in `folder`; returns the final parameters and the cost.
 
     Before each round the controller sets class weights and synthetic shares; after it the
-    validation split is scored for the learning curve. The last parameters are used: nothing is
-    chosen by validation here.
+    validation split is scored for the learning curve, and policy_val for the controller, where it
+    learns. The last parameters are used: nothing is chosen by validation here.
+
+    Raises:
+      MixtureError: the controller learns, and policy_val lacks a class or a round has no step; or
+        `folder` has lost the history of a training that is to go on.
     """
     classes = len(data.train_rows)
     mesh.check_batch(recipe.batch_size, device_mesh, "batch_size of the classifier")
+    if controller.learns:
+        _check_feedback(recipe, data)
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
     state = jax.device_put(
         train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
         mesh.replicated(device_mesh),
     )
-    stream = MixedStream(
-        data.real,
-        data.train_rows,
-        data.extra,
-        data.extra_rows,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
-        columns=data.soft.columns() if data.soft else None,
-        workers=runtime.loader_workers,
-    )
+    stream = _stream(recipe, data, runtime)
     # Everything but the seed: seeds share one compiled step.
     step = make_step(dataclasses.replace(recipe, seed=0), classes, device_mesh)
     forward = predict.make_forward(recipe.model, classes, device_mesh)
+    look = functools.partial(measure, forward, data=data, batch_size=recipe.batch_size)
     edges = np.linspace(0, recipe.steps, recipe.rounds + 1).round().astype(int).tolist()
     with loop.Loop(
         step,
@@ -203,10 +302,14 @@ def train(
         tags=tags,
     ) as training:
         state, start = training.restore(state)
+        history = _history(folder, controller, data, recipe.rounds)
+        if controller.learns:
+            params = state.params
+            history = _resumed(history, edges, start, lambda: look(params=params), folder)
         for r, until in enumerate(edges[1:]):
             if start >= until:
                 continue
-            mixture = controller.mixture(r, None)
+            mixture = following(controller, history[:r])
             stream.set_mixture(mixture.class_weight, mixture.share)
             counts = effective_counts(data.counts, mixture.class_weight, mixture.share)
             context = jax.device_put(counts.astype(np.float32), mesh.replicated(device_mesh))
@@ -214,6 +317,22 @@ def train(
             if len(data.val_rows):
                 values = _validate(forward, state.params, data, recipe.batch_size)
                 training.metrics.write(until, values)
+            if controller.learns:
+                history.append(look(params=state.params))
+                _keep(folder, history)
             training.save(state, until)
             start = until
     return state.params, training.ledger
+
+
+def _stream(recipe: Recipe, data: TrainData, runtime: RuntimeConfig) -> MixedStream:
+    return MixedStream(
+        data.real,
+        data.train_rows,
+        data.extra,
+        data.extra_rows,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        columns=data.soft.columns() if data.soft else None,
+        workers=runtime.loader_workers,
+    )

@@ -7,6 +7,18 @@ from lt_jax.config.data import AugmentConfig
 from lt_jax.config.fields import FrozenDict, bounded, choice
 from lt_jax.config.networks import ClassifierConfig, OptimizerConfig
 
+# What decides by itself how much of each class is synthetic.
+RULES = (
+    "uniform",
+    "fill_to_head",
+    "fixed_share",
+    "inverse",
+    "effective_number",
+    "accuracy_adaptive",
+    "bandit",
+    "schedule",
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
@@ -55,9 +67,14 @@ class ArmConfig:
         "logit_adjusted",
     )
     sampler: str = choice("instance", "balanced", "square_root")
-    controller: str = choice("none", "uniform", "fill_to_head", "source_replay")
-    dose: float = bounded(0.0, 0.0, 1000.0)  # `uniform` and its replay: synthetic over real
-    fill_to: int = bounded(0, 0)  # `fill_to_head` and its replay: count to reach; 0: the head's
+    controller: str = choice("none", *RULES, "source_replay", "shuffled")
+    of: str = choice("", *RULES)  # mirrored by the last two; "": `uniform` by its dose, or filling
+    dose: float = bounded(0.0, 0.0, 1000.0)  # `uniform`, `inverse`: synthetic over real, in all
+    fill_to: int = bounded(0, 0)  # `fill_to_head`: count to reach; 0: the head's
+    share: float = bounded(0.5, 0.0, 0.999)  # `fixed_share`; the highest of `accuracy_adaptive`
+    beta: float = bounded(0.999, 0.0, 0.999999)  # `effective_number`; towards 1: filling
+    levels: tuple[float, ...] = bounded((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 0.999)  # `bandit`
+    schedule: str = ""  # `schedule`: its JSON file, such as mixture.json of a finished arm
     network: str = choice("default", "vit", "resnet")
 
 

@@ -180,7 +180,7 @@ def train(
     ) as training:
         state, start = training.restore(state)
         supply = controllers.real_only(np.array(counts), config.sampler, config.temperature)
-        mixture = supply.mixture(0, None)
+        mixture = supply.mixture(())
         stream.set_mixture(mixture.class_weight, mixture.share)
         for until in trained.snapshot_steps(config):
             if start >= until:

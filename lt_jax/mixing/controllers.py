@@ -1,135 +1,37 @@
-"""What sets the mixture of real and synthetic images before each round: interface, simple rules.
+"""The controllers of arms: rules of counts and of shares, schedules, controls, and `make`.
 
-With n_k real train images of class k and m_k synthetic ones in use (a rule asks for some, the pool
-gives what it has: m_k = min(asked_k, accepted_k)), a rule's mixture is
+The interface and equations (1) to (3) are in `mixture`, rules that learn in `adaptive`. With n_k
+train images of class k, n_max those of the largest and N of all, rules of counts ask for
 
-  share      s_k = m_k / (n_k + m_k)                                                      (1)
-  class weight  w_k ~ (n_k + m_k)^q,  q = 1 (instance), 0 (balanced), 1/2 (square_root),
-                1/T (tempered, with a temperature T >= 1)                                 (2)
+  uniform            m_k = D n_k                                                          (4)
+  fill_to_head       m_k = max(F - n_k, 0),  F = n_max or a given count                   (5)
+  inverse            m_k = D N (1 - n_k / n_max) / sum_j (1 - n_j / n_max)                (6)
+  effective_number   m_k = n_k (E_max / E_k - 1),  E_k = (1 - beta^n_k) / (1 - beta)      (7)
 
-so that under the instance sampler all images, real and synthetic, are drawn alike. The square root
-is Mahajan et al. 2018 (arXiv:1805.00932), the names are of Kang et al. 2020 (arXiv:1910.09217).
-
-Rules look at nothing but counts. A learned policy has the same interface and uses the feedback.
+images, rounded half up. By (6) the dose m_k / n_k is proportional to 1 / n_k less what makes it 0
+for the largest class, and D is the dose of all classes together, as it is in (4): both cost the
+same images. By (7) class k is drawn as often as class-balanced weights 1 / E_k (Cui et al. 2019,
+arXiv:1901.05555, equation 2) would make it count: beta = 0 asks for nothing, beta -> 1 is (5). In
+a set without a largest class, where all are alike, (5) to (7) ask for nothing. `fixed_share` is the
+same s for every class, under equation (3).
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+import json
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from lt_jax.config import ArmConfig
-from lt_jax.errors import UserError
+from lt_jax.mixing.adaptive import AccuracyAdaptive, Bandit
+from lt_jax.mixing.mixture import Controller as Controller
+from lt_jax.mixing.mixture import Feedback as Feedback
+from lt_jax.mixing.mixture import Mixture as Mixture
+from lt_jax.mixing.mixture import MixtureError as MixtureError
+from lt_jax.mixing.mixture import Supply as Supply
+from lt_jax.mixing.mixture import following as following
 from lt_jax.shapes import Float, Int
-
-
-class MixtureError(UserError, ValueError):
-    """A mixture that cannot be drawn: a class without images, an empty pool, bad fractions."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Mixture:
-    """How the draws of one round are spread over classes and sources.
-
-    `class_weight` [k] is the fraction of all draws that are of class k, and `share` [k] in [0, 1)
-    the fraction of class k's draws that are synthetic. `in_use` [k] says how many images these come
-    from: the first so many accepted ones of the class in the pool or, with `replay`, so many
-    repeats of real ones (`replay_rows`). `unmet` [k] counts images that were asked for
-    and that the pool lacked, for the report.
-    """
-
-    class_weight: Float[np.ndarray, "k"]
-    share: Float[np.ndarray, "k"]
-    in_use: Int[np.ndarray, "k"]
-    unmet: Int[np.ndarray, "k"]
-    replay: bool = False
-
-    def __post_init__(self) -> None:
-        """Raises MixtureError for what a loader cannot draw, whichever policy it comes from."""
-        if not (np.all(self.class_weight >= 0) and np.isclose(np.sum(self.class_weight), 1)):
-            raise MixtureError(
-                f"mixture: class_weight is {self.class_weight}, of sum "
-                f"{np.sum(self.class_weight)}; takes fractions >= 0 of sum 1"
-            )
-        if not np.all((self.share >= 0) & (self.share < 1)):
-            raise MixtureError(f"mixture: share is {self.share}; takes fractions in [0, 1)")
-        if np.any(empty := (self.share > 0) & (self.in_use == 0)):
-            raise MixtureError(
-                f"mixture: classes {np.flatnonzero(empty).tolist()} have a share above 0 and no "
-                "image to draw it from; set their share to 0"
-            )
-
-    @property
-    def realised_dose(self) -> Float[np.ndarray, "k"]:
-        """Synthetic draws of each class over its real ones: s_k / (1 - s_k) = m_k / n_k."""
-        return self.share / (1 - self.share)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Feedback:
-    """What a controller may learn from: the classifier on policy_val after the last round, [k]."""
-
-    recall: Float[np.ndarray, "k"]
-    precision: Float[np.ndarray, "k"]
-    loss: Float[np.ndarray, "k"]
-
-
-@runtime_checkable
-class Controller(Protocol):
-    """Whatever sets the mixture before each round of classifier steps."""
-
-    def mixture(self, round: int, feedback: Feedback | None) -> Mixture:
-        """The mixture of round 0, 1, ...; `feedback` is None in round 0."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Supply:
-    """What a rule has to mix: images of each class, real and accepted, and the base sampler.
-
-    Raises MixtureError where a class has no real image.
-    """
-
-    counts: tuple[int, ...]
-    accepted: tuple[int, ...]
-    sampler: str = "instance"
-    temperature: float = 1.0  # of "tempered"
-
-    def __post_init__(self) -> None:
-        """Refuses counts that no mixture can be made of."""
-        if len(self.counts) != len(self.accepted):
-            raise MixtureError(
-                f"mixing: {len(self.counts)} classes of train images, but {len(self.accepted)} in "
-                "the pool; both must be of the same data set"
-            )
-        if empty := [label for label, count in enumerate(self.counts) if count < 1]:
-            raise MixtureError(
-                f"mixing: no train image of class {', '.join(map(str, empty))} (by number); "
-                "every class needs one"
-            )
-        if self.sampler not in ("instance", "balanced", "square_root", "tempered"):
-            raise MixtureError(
-                f"mixing: got sampler={self.sampler!r}; takes instance, balanced, square_root or "
-                "tempered"
-            )
-
-    def mix(self, asked: Int[np.ndarray, "k"]) -> Mixture:
-        """Equations (1) and (2). A class of which the pool has nothing gets share 0.
-
-        Raises MixtureError where images are asked for and the pool is wholly empty.
-        """
-        counts, accepted = np.asarray(self.counts), np.asarray(self.accepted)
-        if np.any(asked > 0) and not np.any(accepted > 0):
-            raise MixtureError(
-                f"mixing: {int(asked.sum())} synthetic images are asked for, but the pool has no "
-                "accepted one; loosen synthesize.selection (keep_rate, label_probability), train "
-                "the generator longer, or set the arm's controller to none"
-            )
-        used = np.minimum(asked, accepted)
-        total = counts + used
-        exponents = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
-        weight = total ** exponents.get(self.sampler, 1 / self.temperature)
-        return Mixture(weight / weight.sum(), used / total, used, asked - used)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +39,9 @@ class NoSynthesis:
     """Real images alone."""
 
     supply: Supply
+    learns = False
 
-    def mixture(self, round: int, feedback: Feedback | None) -> Mixture:
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
         """The same in every round."""
         return self.supply.mix(np.zeros(len(self.supply.counts), int))
 
@@ -150,29 +53,103 @@ def real_only(counts: Int[np.ndarray, "k"], sampler: str, temperature: float = 1
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """The same dose for every class: dose x n_k images, rounded half up."""
+    """Equation (4): the same dose for every class."""
 
     supply: Supply
     dose: float
+    learns = False
 
-    def mixture(self, round: int, feedback: Feedback | None) -> Mixture:
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
         """The same in every round."""
-        return self.supply.mix(
-            np.floor(self.dose * np.asarray(self.supply.counts) + 0.5).astype(int)
-        )
+        return self.supply.mix(_whole(self.dose * np.asarray(self.supply.counts)))
 
 
 @dataclasses.dataclass(frozen=True)
 class FillToHead:
-    """Fills every class up to `fill_to` images, or to the largest class's count where that is 0."""
+    """Equation (5), with F = `fill_to`, or the largest class's count where that is 0."""
 
     supply: Supply
     fill_to: int = 0
+    learns = False
 
-    def mixture(self, round: int, feedback: Feedback | None) -> Mixture:
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
         """The same in every round."""
         counts = np.asarray(self.supply.counts)
         return self.supply.mix(np.maximum((self.fill_to or counts.max()) - counts, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inverse:
+    """Equation (6), with D = `dose`."""
+
+    supply: Supply
+    dose: float
+    learns = False
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
+        """The same in every round."""
+        counts = np.asarray(self.supply.counts)
+        missing = 1 - counts / counts.max()
+        scale = self.dose * counts.sum() / (missing.sum() or 1.0)
+        return self.supply.mix(_whole(scale * missing))
+
+
+@dataclasses.dataclass(frozen=True)
+class EffectiveNumber:
+    """Equation (7); `beta` in [0, 1)."""
+
+    supply: Supply
+    beta: float
+    learns = False
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
+        """The same in every round."""
+        counts = np.asarray(self.supply.counts)
+        effective = np.ones(len(counts))
+        if self.beta > 0:  # 1 - beta^n as -expm1(n log beta): near beta = 1 no digits are lost
+            effective = np.expm1(counts * np.log(self.beta)) / (self.beta - 1)
+        return self.supply.mix(_whole(counts * (effective.max() / effective - 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedShare:
+    """The same share, in [0, 1), for every class that the pool has images of."""
+
+    supply: Supply
+    share: float
+    learns = False
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
+        """The same in every round."""
+        return self.supply.mix_shares(np.full(len(self.supply.counts), self.share))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Shares by round and class that were learned elsewhere, or are to be drawn again."""
+
+    supply: Supply
+    shares: tuple[tuple[float, ...], ...]
+    learns = False
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
+        """Those of the round.
+
+        Raises:
+          MixtureError: the schedule is of other classes, or has fewer rounds.
+        """
+        if len(history) >= len(self.shares):
+            raise MixtureError(
+                f"schedule: has {len(self.shares)} rounds, but round {len(history)} is to be "
+                "trained (counted from 0); set config.classify.rounds to those of the schedule"
+            )
+        share = np.asarray(self.shares[len(history)])
+        if len(share) != len(self.supply.counts):
+            raise MixtureError(
+                f"schedule: has {len(share)} classes, the data set {len(self.supply.counts)}; take "
+                "a schedule of this data set"
+            )
+        return self.supply.mix_shares(share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +162,40 @@ class SourceReplay:
     of: Controller
     seed: int
 
-    def mixture(self, round: int, feedback: Feedback | None) -> Mixture:
+    @property
+    def learns(self) -> bool:
+        """As the mirrored one does, from the feedback of this training."""
+        return self.of.learns
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
         """The mirrored controller's mixture, marked as replay."""
-        return dataclasses.replace(self.of.mixture(round, feedback), replay=True)
+        return dataclasses.replace(self.of.mixture(history), replay=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffled:
+    """The other control: another controller's shares, each given to another class.
+
+    The classes with accepted images pass their shares on round a circle, which the seed draws
+    once: none of them keeps its own, where there are two. Class weights follow equation (3).
+    """
+
+    of: Controller
+    supply: Supply
+    seed: int
+
+    @property
+    def learns(self) -> bool:
+        """As the shuffled one does, from feedback in the classes' true order."""
+        return self.of.learns
+
+    def mixture(self, history: Sequence[Feedback]) -> Mixture:
+        """The permuted mixture of the round."""
+        share = self.of.mixture(history).share.copy()
+        circle = np.flatnonzero(self.supply.accepted)
+        circle = np.random.default_rng((self.seed, 3)).permutation(circle)
+        share[circle] = share[np.roll(circle, 1)]
+        return self.supply.mix_shares(share)
 
 
 def replay_rows(
@@ -211,6 +219,45 @@ def replay_rows(
     return np.concatenate(chosen)
 
 
+def read_schedule(path: pathlib.Path) -> tuple[tuple[float, ...], ...]:
+    """Shares by round and class, of a JSON list with an object a round: {"share": [s_0, ...]}.
+
+    `mixture.json` of a finished arm is one; whatever else its objects hold is not read.
+
+    Raises:
+      MixtureError: there is no such file, or it is no such list.
+    """
+    try:
+        rounds = json.loads(path.read_text())
+        shares = tuple(tuple(float(share) for share in entry["share"]) for entry in rounds)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MixtureError(
+            f"schedule {path}: cannot be read ({error!r}); takes a JSON list with one object a "
+            'round, {"share": [one number a class]}, such as mixture.json of a finished arm'
+        ) from error
+    if not shares or len({len(entry) for entry in shares}) != 1:
+        raise MixtureError(f"schedule {path}: takes rounds, all of the same number of classes")
+    for number, entry in enumerate(shares):
+        if not all(0 <= share < 1 for share in entry):
+            raise MixtureError(
+                f"schedule {path}: shares of round {number} are {list(entry)}; takes fractions in "
+                "[0, 1)"
+            )
+    return shares
+
+
+def mirrored(config: ArmConfig) -> str:
+    """The rule that decides an arm's shares: its controller, or the one which that mirrors."""
+    if config.controller not in ("source_replay", "shuffled"):
+        return config.controller
+    return config.of or ("uniform" if config.dose > 0 else "fill_to_head")
+
+
+def learns(config: ArmConfig) -> bool:
+    """Whether an arm's controller reads feedback on policy_val."""
+    return mirrored(config) in ("accuracy_adaptive", "bandit")
+
+
 def make(
     config: ArmConfig,
     counts: Int[np.ndarray, "k"],
@@ -220,20 +267,38 @@ def make(
     """The controller of an arm.
 
     Args:
-      config: `source_replay` mirrors `uniform` where its dose is above 0, else `fill_to_head`.
+      config: `source_replay` and `shuffled` mirror its `of` (see `mirrored`).
       counts: train images of each class, n_k.
       accepted: accepted synthetic images of each class; zeros where there is no pool.
-      seed: decides which real images a replay repeats.
+      seed: decides which real images a replay repeats, and what a bandit or a shuffle draws.
 
     Raises:
-      MixtureError: a class has no train image, or synthesis is asked of an empty pool.
+      MixtureError: a class has no train image, synthesis is asked of an empty pool, or a schedule
+        cannot be read or is of other classes.
     """
     supply = Supply(tuple(counts.tolist()), tuple(accepted.tolist()), config.sampler)
-    if config.controller == "none":
-        return NoSynthesis(supply)
-    uniform = config.controller == "uniform" or (
-        config.controller == "source_replay" and config.dose > 0
-    )
-    rule = Uniform(supply, config.dose) if uniform else FillToHead(supply, config.fill_to)
-    rule.mixture(0, None)  # an empty pool is an error now, not when training has begun
-    return SourceReplay(rule, seed) if config.controller == "source_replay" else rule
+    rule = _rule(mirrored(config), config, supply, seed)
+    rule.mixture(())  # an empty pool is an error now, not when training has begun
+    if config.controller == "source_replay":
+        return SourceReplay(rule, seed)
+    return Shuffled(rule, supply, seed) if config.controller == "shuffled" else rule
+
+
+def _rule(name: str, config: ArmConfig, supply: Supply, seed: int) -> Controller:
+    if name == "schedule":
+        return Schedule(supply, read_schedule(pathlib.Path(config.schedule)))
+    rules = {
+        "none": lambda: NoSynthesis(supply),
+        "uniform": lambda: Uniform(supply, config.dose),
+        "fill_to_head": lambda: FillToHead(supply, config.fill_to),
+        "inverse": lambda: Inverse(supply, config.dose),
+        "effective_number": lambda: EffectiveNumber(supply, config.beta),
+        "fixed_share": lambda: FixedShare(supply, config.share),
+        "accuracy_adaptive": lambda: AccuracyAdaptive(supply, config.share),
+        "bandit": lambda: Bandit(supply, config.levels, seed),
+    }
+    return rules[name]()
+
+
+def _whole(images: Float[np.ndarray, "k"]) -> Int[np.ndarray, "k"]:
+    return np.floor(images + 0.5).astype(int)

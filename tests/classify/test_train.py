@@ -1,6 +1,7 @@
-"""Classifier training: golden step, shares of zero, rounds, resume."""
+"""Classifier training: golden step, shares of zero, rounds, feedback, resume."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from lt_jax.config import (
     RuntimeConfig,
     ViTConfig,
 )
-from lt_jax.mixing import controllers
+from lt_jax.mixing import adaptive, controllers
 from lt_jax.runtime import keys, mesh, metrics, train_state
 from tests import goldens
 
@@ -47,6 +48,8 @@ def data():
         val_rows=np.concatenate([r[-3:] for r in rows]),
         val_labels=np.repeat([0, 1, 2], 3),
         image_shape=(8, 8, 1),
+        policy_rows=np.concatenate([r[-5:] for r in rows]),
+        policy_labels=np.repeat([0, 1, 2], 5),
     )
 
 
@@ -122,8 +125,10 @@ def test_resumed_equals_unbroken_bit_for_bit(data, tmp_path, stop, monkeypatch):
 
 def test_shares_of_zero_reproduce_the_real_only_run(data, tmp_path):
     class Zero:
-        def mixture(self, round, feedback):
-            return controllers.real_only(data.counts, "instance").mixture(round, feedback)
+        learns = False
+
+        def mixture(self, history):
+            return controllers.real_only(data.counts, "instance").mixture(history)
 
     pool = np.full((9, 8, 8, 1), 255, np.uint8)
     with_pool = dataclasses.replace(data, extra=pool, extra_rows=np.split(np.arange(9), 3))
@@ -193,6 +198,171 @@ def test_a_soft_label_is_its_share_of_both_labels_losses(data):
 
 def test_effective_counts_are_real_plus_synthetic_under_instance_sampling():
     supply = controllers.Supply((40, 8, 2), (100, 100, 3))
-    mixture = controllers.FillToHead(supply).mixture(0, None)
+    mixture = controllers.FillToHead(supply).mixture(())
     counts = train.effective_counts(np.array([40, 8, 2]), mixture.class_weight, mixture.share)
     np.testing.assert_allclose(counts, [40, 40, 5])
+
+
+@pytest.fixture(scope="module")
+def mixed(data):
+    pool = np.random.default_rng(1).integers(0, 256, (18, 8, 8, 1), dtype=np.uint8)
+    return dataclasses.replace(data, extra=pool, extra_rows=np.split(np.arange(18), 3))
+
+
+SUPPLY = controllers.Supply((37, 13, 5), (6, 6, 6))
+BANDIT = adaptive.Bandit(SUPPLY, (0.0, 0.4, 0.8), seed=1)
+
+
+@pytest.fixture(scope="module")
+def live(mixed, tmp_path_factory):
+    """A finished training under a controller that learns: its folder and parameters."""
+    folder = tmp_path_factory.mktemp("live")
+    params, _ = fit(mixed, folder, BANDIT)
+    return folder, params
+
+
+def shares_of(folder, mixed, controller):
+    return [m.share.tolist() for m in train.mixtures(folder, controller, mixed, RECIPE.rounds)]
+
+
+def test_feedback_is_of_policy_val_alone(mixed, live):
+    folder, params = live
+    forward = train.predict.make_forward(RECIPE.model, 3, mesh.make_mesh(1))
+    told = train.measure(forward, params, mixed, RECIPE.batch_size)
+    logits, _ = train.predict.predict(forward, params, mixed.real, mixed.policy_rows, 16)
+    p = np.exp(logits.astype(float))
+    p /= p.sum(axis=1)[:, None]
+    for label in range(3):
+        own, others = p[5 * label : 5 * label + 5], np.delete(p, label, axis=1)
+        rival = others[5 * label : 5 * label + 5].max(axis=1)
+        mine = own[:, label]
+        expected = [mine.mean(), mine.sum() / p[:, label].sum(), (mine - rival).mean()]
+        expected += [-np.log(mine).mean()]
+        found = [getattr(told, n)[label] for n in ("recall", "precision", "margin", "loss")]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    last = json.loads((folder / "history.json").read_text())[-1]
+    assert last == {name: array.tolist() for name, array in vars(told).items()}
+    val = dataclasses.replace(mixed, val_rows=mixed.val_rows[:0], val_labels=mixed.val_labels[:0])
+    again = train.measure(forward, params, val, RECIPE.batch_size)
+    assert again.recall.tolist() == told.recall.tolist()
+
+
+def test_shares_of_zero_in_use_reproduce_the_real_only_run(data, mixed, tmp_path):
+    """With a pool at hand, all of whose images are in use, and feedback after each round."""
+    alone, _ = fit(data, tmp_path / "alone")
+    zero = adaptive.Bandit(SUPPLY, (0.0, 0.0), seed=0)
+    offered, _ = fit(mixed, tmp_path / "offered", zero)
+    assert_equal_trees(alone, offered)
+    assert len(json.loads((tmp_path / "offered/history.json").read_text())) == RECIPE.rounds
+    assert not (tmp_path / "alone/history.json").exists()
+
+
+def test_a_replayed_schedule_equals_the_live_run(mixed, live, tmp_path):
+    folder, params = live
+    shares = shares_of(folder, mixed, BANDIT)
+    assert len({tuple(share) for share in shares}) > 1, "nothing was learned that could be replayed"
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps([{"share": share} for share in shares]))
+    replayed = controllers.Schedule(SUPPLY, controllers.read_schedule(path))
+    again, _ = fit(mixed, tmp_path / "replayed", replayed)
+    assert_equal_trees(params, again)
+    assert not (tmp_path / "replayed/history.json").exists()
+
+
+def interrupt(monkeypatch, where, when):
+    """Raises KeyboardInterrupt at the `when`-th call of an attribute of `train`, or of its loop."""
+    owner, name = where
+    original, calls = getattr(owner, name), []
+
+    def cut(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, cut)
+
+
+@pytest.mark.parametrize(
+    ("where", "when"),
+    [
+        ((train.MixedStream, "__next__"), 4),  # in the first round, before any feedback
+        ((train.MixedStream, "__next__"), 12),  # in mid-round, after a checkpoint there
+        ((train, "measure"), 2),  # at a round's end, before it is told
+        ((train, "_keep"), 2),  # told, not yet written
+        # Written, but the checkpoint at the round's end is not: steps 5, 8, 10, 15, then 16.
+        ((train.loop.Loop, "save"), 5),
+    ],
+    ids=["early", "mid_round", "before_feedback", "before_history", "before_checkpoint"],
+)
+def test_a_learning_run_that_is_killed_ends_as_an_unbroken_one(
+    mixed, live, tmp_path, monkeypatch, where, when
+):
+    folder, params = live
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, when)
+        with pytest.raises(KeyboardInterrupt):
+            fit(mixed, tmp_path, BANDIT)
+    resumed, _ = fit(mixed, tmp_path, BANDIT)
+    assert_equal_trees(params, resumed)
+    assert (tmp_path / "history.json").read_text() == (folder / "history.json").read_text()
+
+
+def test_a_history_without_its_last_round_is_mended_by_the_parameters(
+    mixed, live, tmp_path, monkeypatch
+):
+    folder, params = live
+    with monkeypatch.context() as patch:
+        interrupt(patch, (train.MixedStream, "__next__"), 17)  # the newest checkpoint is step 16
+        with pytest.raises(KeyboardInterrupt):
+            fit(mixed, tmp_path, BANDIT)
+    path = tmp_path / "history.json"
+    held = json.loads(path.read_text())
+    assert len(held) == 2
+    path.write_text("[]")
+    with pytest.raises(controllers.MixtureError, match=r"holds 0 of the 2 rounds .* delete the"):
+        fit(mixed, tmp_path, BANDIT)
+    path.write_text(json.dumps(held[:1]))
+    resumed, _ = fit(mixed, tmp_path, BANDIT)
+    assert_equal_trees(params, resumed)
+    whole = path.read_text()
+    assert whole == (folder / "history.json").read_text()
+    path.write_text(json.dumps(json.loads(whole)[:-1]))  # of a training that is through
+    fit(mixed, tmp_path, BANDIT)
+    assert path.read_text() == whole
+
+
+def test_only_a_controller_that_learns_asks_for_feedback(mixed, tmp_path, monkeypatch):
+    short = dataclasses.replace(RECIPE, steps=4, rounds=2)
+    asked = []
+    original = train.predict.predict
+
+    def watched(forward, params, images, rows, batch_size):
+        asked.append(rows.tolist())
+        return original(forward, params, images, rows, batch_size)
+
+    monkeypatch.setattr(train.predict, "predict", watched)
+    rules = {
+        "fixed": (controllers.FixedShare(SUPPLY, 0.5), 0),
+        "replay": (controllers.SourceReplay(controllers.FixedShare(SUPPLY, 0.5), 0), 0),
+        "bandit": (BANDIT, 2),
+        "learning_replay": (controllers.SourceReplay(BANDIT, 0), 2),
+    }
+    for name, (controller, times) in rules.items():
+        asked.clear()
+        fit(mixed, tmp_path / name, controller, short)
+        assert asked.count(mixed.policy_rows.tolist()) == times
+        assert asked.count(mixed.val_rows.tolist()) == 2
+        assert (tmp_path / name / "history.json").exists() == bool(times)
+
+
+def test_a_controller_that_learns_needs_every_class_in_policy_val(mixed, tmp_path):
+    lacking = dataclasses.replace(
+        mixed, policy_rows=mixed.policy_rows[:10], policy_labels=mixed.policy_labels[:10]
+    )
+    with pytest.raises(controllers.MixtureError, match=r"class 2 .*raise config\.data\.split\.pol"):
+        fit(lacking, tmp_path, BANDIT)
+    many = dataclasses.replace(RECIPE, rounds=25)
+    with pytest.raises(controllers.MixtureError, match="25 rounds in 24 steps"):
+        fit(mixed, tmp_path, BANDIT, many)
+    assert not list(tmp_path.iterdir())

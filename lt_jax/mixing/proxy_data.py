@@ -1,0 +1,192 @@
+"""What a proxy classifier trains on and is measured by: features of train, pool and policy_val.
+
+Features come from an extractor; each is standardised by its mean and deviation over real train
+images, and one that does not vary there is 0 everywhere. Synthetic images are accepted ones. With
+m_k and g_k the mean features of real and synthetic images of class k, and s^2 the mean squared
+distance of real images to their class's mean, fidelity is, unless it is given,
+
+    fidelity_k = 1 / (1 + |m_k - g_k|^2 / s^2)    in (0, 1]; 0 without synthetic images     (1)
+
+There is no place here for validation and test images, which a policy must not learn from.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lt_jax.errors import UserError
+from lt_jax.shapes import Array, Bool, Float, Int
+
+# Deviation of a feature, over the largest of any, from which on it varies: below is rounding.
+LEAST_DEVIATION = 1e-5
+
+
+class ProxyError(UserError, ValueError):
+    """Features or labels that no proxy classifier can be trained on or measured by."""
+
+
+@struct.dataclass
+class ProxyData:
+    """Device-resident, a pytree of arrays; made by `collect`.
+
+    Attributes:
+      features: standardised, of real and then synthetic images, each by class; float32 [n d].
+      starts: first row of each class, real and synthetic, int32 [2 k].
+      sizes: rows of each class, real and synthetic, int32 [2 k]; the real ones at least 1.
+      policy_val: its features, float32 [v d]; policy_val_labels: int32 [v].
+      head: classes of the head, bool [k].
+      ood: mean out-of-distribution score of the synthetic images, standardised over the
+        classes that have any; 0 for others; float32 [k].
+      fidelity: higher is better; float32 [k].
+    """
+
+    features: Any
+    starts: Any
+    sizes: Any
+    policy_val: Any
+    policy_val_labels: Any
+    head: Any
+    ood: Any
+    fidelity: Any
+
+    @property
+    def counts(self) -> Float[Array, "k"]:
+        """Real train images of each class, n_k."""
+        return self.sizes[0].astype(jnp.float32)
+
+    @property
+    def pool(self) -> Float[Array, "k"]:
+        """Accepted synthetic images of each class."""
+        return self.sizes[1].astype(jnp.float32)
+
+
+def collect(
+    real: Float[np.ndarray, "n d"],
+    real_labels: Int[np.ndarray, "n"],
+    synthetic: Float[np.ndarray, "m _"],
+    synthetic_labels: Int[np.ndarray, "m"],
+    scores: Float[np.ndarray, "m"],
+    policy_val: Float[np.ndarray, "v _"],
+    policy_val_labels: Int[np.ndarray, "v"],
+    *,
+    classes: Sequence[str],
+    head: Bool[np.ndarray, "k"],
+    fidelity: Float[np.ndarray, "k"] | None = None,
+) -> ProxyData:
+    """Checks, standardises and sorts, on host.
+
+    Args:
+      real: features of train images, and their labels.
+      synthetic: features of accepted synthetic images, and their labels; may be empty.
+      scores: their out-of-distribution scores, higher is further out.
+      policy_val: features of policy_val images, and their labels.
+      classes: names, in the order of labels; K >= 2.
+      head: which classes must keep their recall.
+      fidelity: of each class's synthetic images, higher is better; None is equation (1).
+
+    Raises:
+      ProxyError: a class has no image in train or in policy_val, a label is of no class, a
+        feature or score is not finite, or the sets have not the same features.
+    """
+    sets = {
+        "train": (real, real_labels),
+        "the pool": (synthetic, synthetic_labels),
+        "policy_val": (policy_val, policy_val_labels),
+    }
+    for where, (features, labels) in sets.items():
+        _check(where, features, labels, len(classes), real.shape[1])
+    if not np.isfinite(scores).all():
+        raise ProxyError(
+            "proxy: an out-of-distribution score of the pool is not finite; run synthesize again"
+        )
+    counts, pool, seen = (np.bincount(each, minlength=len(classes)) for _, each in sets.values())
+    _refuse_absent("train", counts, classes, "lower imbalance_factor")
+    _refuse_absent("policy_val", seen, classes, "raise config.data.split.policy_val")
+    mean, inverse = _standardisation(real)
+    standard = [((each - mean[None]) * inverse[None]) for each in (real, synthetic, policy_val)]
+    rows = [standard[0][np.argsort(real_labels, kind="stable")]]
+    rows += [standard[1][np.argsort(synthetic_labels, kind="stable")]]
+    sizes = np.stack([counts, pool])
+    starts = np.cumsum(sizes.ravel()) - sizes.ravel()
+    if fidelity is None:
+        fidelity = _fidelity(standard[0], real_labels, standard[1], synthetic_labels, pool)
+    return ProxyData(
+        features=jnp.asarray(np.concatenate(rows), jnp.float32),
+        starts=jnp.asarray(starts.reshape(sizes.shape), jnp.int32),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        policy_val=jnp.asarray(standard[2], jnp.float32),
+        policy_val_labels=jnp.asarray(policy_val_labels, jnp.int32),
+        head=jnp.asarray(head, bool),
+        ood=jnp.asarray(_standard_scores(scores, synthetic_labels, pool), jnp.float32),
+        fidelity=jnp.asarray(np.where(pool > 0, fidelity, 0.0), jnp.float32),
+    )
+
+
+def _check(
+    where: str, features: np.ndarray, labels: np.ndarray, num_classes: int, width: int
+) -> None:
+    if num_classes < 2:
+        raise ProxyError(f"proxy: got {num_classes} classes; takes 2 or more")
+    if features.shape[1] != width:
+        raise ProxyError(
+            f"proxy: {features.shape[1]} features in {where} and {width} in train; take all from "
+            "one extractor"
+        )
+    if np.any(bad := (labels < 0) | (labels >= num_classes)):
+        row = int(np.flatnonzero(bad)[0])
+        raise ProxyError(
+            f"proxy: label {labels[row]} in {where}, row {row}; takes 0 to {num_classes - 1}"
+        )
+    if not np.isfinite(features).all():
+        raise ProxyError(
+            f"proxy: the features of {where} are not finite; the extractor diverged: lower its "
+            "learning rate"
+        )
+
+
+def _refuse_absent(where: str, counts: np.ndarray, classes: Sequence[str], remedy: str) -> None:
+    if absent := [classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+        raise ProxyError(
+            f"proxy: {where} has no image of {', '.join(absent)}, whose agent could not be "
+            f"rewarded; {remedy}, or drop the class from the data set"
+        )
+
+
+def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    exact = features.astype(np.float64)
+    deviation = exact.std(axis=0)
+    varies = deviation > LEAST_DEVIATION * deviation.max()
+    return exact.mean(axis=0), varies / np.where(varies, deviation, 1.0)
+
+
+def _class_means(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    member = np.eye(num_classes)[labels]
+    return member.T @ features / np.maximum(member.sum(0), 1)[:, None]
+
+
+def _fidelity(
+    real: np.ndarray,
+    real_labels: np.ndarray,
+    synthetic: np.ndarray,
+    synthetic_labels: np.ndarray,
+    pool: np.ndarray,
+) -> np.ndarray:
+    """Equation (1)."""
+    means = _class_means(real, real_labels, len(pool))
+    spread = np.square(real - means[real_labels]).sum(-1).mean()
+    away = np.square(means - _class_means(synthetic, synthetic_labels, len(pool))).sum(-1)
+    return 1 / (1 + away / (spread or 1.0))  # 0 where each class has a single image
+
+
+def _standard_scores(scores: np.ndarray, labels: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    mean = np.bincount(labels, scores, len(pool)) / np.maximum(pool, 1)
+    has = pool > 0
+    if not has.any():
+        return np.zeros(len(pool))
+    away = np.where(has, mean - mean[has].mean(), 0.0)
+    deviation = mean[has].std()
+    equal = deviation <= 1e-9 * np.abs(mean).max()  # but for rounding
+    return np.zeros(len(pool)) if equal else away / deviation

@@ -43,9 +43,9 @@ def pipeline_of(shared: ConfigDict, out: pathlib.Path, variant: str) -> Pipeline
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: how near each pool is to train, then what it does to the classifier."""
     lines = [
-        "| generator | accepted of generated | agreement (val) | KID x 1000 (val) "
+        "| generator | accepted of generated | agreement (val) | FD (val) | KID x 1000 (val) "
         "| precision (val) | recall (val) | nearer to train than val |",
-        "|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, pool in results["pools"].items():
         kept = f"{sum(pool['accepted'])} of {sum(pool['generated'])}"
@@ -72,7 +72,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _fidelity_cells(fidelity: Mapping[str, Any] | None) -> list[str]:
     if fidelity is None:
-        return ["none"] * 4
+        return ["none"] * 5
     macro, nearest = fidelity["macro"], fidelity["overall"]["nearest"]
 
     def cell(measure: str, scale: float = 1.0) -> str:
@@ -83,7 +83,7 @@ def _fidelity_cells(fidelity: Mapping[str, Any] | None) -> list[str]:
 
     closer = nearest["closer_than_val"]
     share = "too few" if closer is None else f"{closer:.2f}"
-    return [cell("kid", 1000.0), cell("precision"), cell("recall"), share]
+    return [cell("fd"), cell("kid", 1000.0), cell("precision"), cell("recall"), share]
 
 
 def main(_: list[str]) -> None:

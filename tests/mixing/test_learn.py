@@ -1,0 +1,280 @@
+"""Learning: gradients that are right on average; the same in one go, in parts or in bulk."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from lt_jax.config import ConfigError
+from lt_jax.config.mixing import PolicyConfig
+from lt_jax.mixing import estimators, learn, networks, objectives
+from lt_jax.mixing.rollout import play
+from lt_jax.models import module
+from lt_jax.runtime import checkpoint
+from tests.mixing.tiny import Bandit, Chain, Fate
+
+ALGORITHMS = ["mappo", "reinforce"]
+CONFIG = PolicyConfig(
+    width=8, episodes=16, updates=3, epochs=2, minibatches=2, learning_rate=0.01, discount=0.9
+)
+
+
+def config_of(algorithm, **fields):
+    return dataclasses.replace(CONFIG, algorithm=algorithm, **fields)
+
+
+def loudly(actor, key, agents, size, scale=0.5):
+    """A policy with preferences: of a fresh one the gradient is nearly symmetric."""
+    policy = networks.init_policy(actor, key, agents, size)
+    flat, back = ravel_pytree(policy.params)
+    return policy.replace(params=back(flat + scale * jax.random.normal(key, flat.shape)))
+
+
+def gradient_estimates(baseline, count, policy_key, key):
+    """Policy gradients of a bandit: estimates [count p] by 4 episodes each, and the truth [p]."""
+    payoff = jnp.asarray([[2.0, 3.5, 2.0], [4.0, 2.0, 2.5], [2.0, 2.0, 3.0]])
+    bandit, config = Bandit(payoff), config_of("reinforce", episodes=4)
+    actor = networks.make(config, bandit.num_actions).actor
+    policy = loudly(actor, policy_key, 2, 2)
+    act = networks.make_act(config, bandit.num_actions)
+
+    def estimate(key):
+        choose = lambda observation, at: act(policy, observation, at, False)
+        episodes = jax.vmap(lambda key: play(bandit, choose, key), out_axes=1)(
+            jax.random.split(key, config.episodes)
+        )
+        returns = estimators.returns_to_go(episodes.reward, episodes.terminated, 1.0)
+        advantage = returns - estimators.leave_one_out(returns, episodes.alive) * baseline
+        samples = objectives.Samples(
+            observation=episodes.observation[0],
+            action=episodes.action[0],
+            log_prob=jnp.zeros((4, 2)),
+            advantage=advantage[0],
+            target=advantage[0],
+            weight=jnp.ones(4),
+        )
+        loss = lambda params: objectives.reinforce_loss(actor, params, samples, entropy=0.0)[0]
+        # A loss is the mean over agents, the gradient of the team's return their sum.
+        return -2 * ravel_pytree(jax.grad(loss)(policy.params))[0]
+
+    def expected(params):
+        chances = jax.nn.softmax(
+            networks.logits(actor, policy.replace(params=params), jnp.eye(2))[0]
+        )
+        return jnp.einsum("i,j,ij->", chances[0], chances[1], payoff)
+
+    estimates = jax.jit(jax.vmap(estimate))(jax.random.split(key, count))
+    return np.asarray(estimates), np.asarray(ravel_pytree(jax.grad(expected)(policy.params))[0])
+
+
+def test_the_gradient_is_right_on_average_and_the_baseline_makes_it_steadier(getkey):
+    keys = getkey(), getkey()
+    spreads = []
+    for baseline in (True, False):
+        estimates, truth = gradient_estimates(baseline, 4000, *keys)
+        # Softmax of two agents and three choices: only 4 directions of the gradients vary.
+        variances, directions = np.linalg.eigh(np.cov(estimates.T.astype(np.float64)))
+        directions, errors = directions[:, -4:], np.sqrt(variances[-4:] / len(estimates))
+        assert variances[-5] < 1e-6 * variances[-1]
+        squared = lambda vector, at=directions, by=errors: (((vector @ at) / by) ** 2).sum()
+        assert squared(estimates.mean(axis=0) - truth) < 25  # chi-squared of 4: beyond, p < 1e-4
+        assert squared(truth) > 150  # a wrong sign or scale is far from within the error
+        spreads.append(variances.sum())
+    assert spreads[0] < 0.5 * spreads[1]
+
+
+def test_episodes_are_those_of_a_python_loop(getkey):
+    environment = Chain(impatient=True)
+    act = networks.make_act(CONFIG, environment.num_actions)
+    policy = loudly(networks.make(CONFIG, environment.num_actions).actor, getkey(), 3, 2, 0.1)
+    draws = []
+
+    def choose(observation, key):
+        draws.append(key)
+        return act(policy, observation, key, False)
+
+    with jax.disable_jit():
+        looped = [play(environment, choose, jax.random.key(seed)) for seed in range(6)]
+    assert len(draws) == 12
+    played = jax.jit(
+        jax.vmap(lambda key: play(environment, choose, key), out_axes=1)
+    )(jnp.stack([jax.random.key(seed) for seed in range(6)]))  # fmt: skip
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *looped)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), played, stacked)
+    early = np.asarray(played.terminated[0])
+    assert 0 < early.sum() < 6
+    np.testing.assert_array_equal(early, played.action[0, :, 0, 0] == 0)
+    np.testing.assert_array_equal(played.alive[1], ~early)
+    assert not played.reward[1][early].any()
+    assert (played.terminated.sum(axis=0) == 1).all()
+    # What was seen at the end stays, for the value of what a truncated episode goes on to.
+    np.testing.assert_array_equal(played.observation[2][early], played.observation[1][early])
+    assert (played.observation[1, :, :, 1] == 1).all()
+
+
+def test_the_ratio_is_one_in_the_first_minibatch_and_only_there(getkey):
+    learner = learn.Learner(config_of("mappo", learning_rate=0.1), Chain(impatient=True))
+    update = jax.jit(learner.update)
+    state = learner.init(getkey())
+    for _ in range(2):
+        state, metrics = update(state)
+        assert metrics["first_ratio_error"] < 1e-5
+        assert metrics["clip_fraction"] > 0.01
+        assert metrics["kl"] > 1e-4
+    once = learn.Learner(config_of("mappo", epochs=1, minibatches=1), Chain(impatient=True))
+    _, metrics = jax.jit(once.update)(once.init(getkey()))
+    assert metrics["clip_fraction"] == 0
+    assert metrics["first_ratio_error"] < 1e-5
+
+
+def test_at_ratio_one_the_clipped_gradient_is_that_of_reinforce_and_beyond_it_is_cut(getkey):
+    actor = networks.make(CONFIG, (3,)).actor
+    observation = jax.random.normal(getkey(), (6, 2, 2))
+    policy = loudly(actor, getkey(), 2, 2)
+    parts = networks.logits(actor, policy, observation)
+    action = jax.random.randint(getkey(), (6, 2, 1), 0, 3)
+    advantage = jax.random.normal(getkey(), (6, 2))
+    samples = objectives.Samples(
+        observation, action, networks.log_prob(parts, action), advantage, advantage,
+        jnp.asarray([1.0, 1, 1, 0, 1, 1]),
+    )  # fmt: skip
+    clipped = lambda params, held: objectives.clipped_loss(
+        actor, params, held, clip=0.2, entropy=0.01
+    )[0]
+    plain = lambda params: objectives.reinforce_loss(actor, params, samples, entropy=0.01)[0]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        jax.grad(clipped)(policy.params, samples),
+        jax.grad(plain)(policy.params),
+    )
+    # Played when they were half as likely: gains are cut at the clip, losses are not.
+    drifted = samples.replace(log_prob=samples.log_prob - np.log(2))
+    value, metrics = objectives.clipped_loss(actor, policy.params, drifted, clip=0.2, entropy=0.0)
+    gain = np.where(advantage > 0, 1.2 * advantage, 2 * advantage).mean(axis=-1)
+    np.testing.assert_allclose(value, -(gain * samples.weight).sum() / 6, rtol=1e-5)
+    assert metrics["clip_fraction"] == 1
+    np.testing.assert_allclose(metrics["ratio_error"], 1.0, rtol=1e-5)
+
+
+def test_what_is_after_the_end_changes_no_loss(getkey):
+    actor, critic = networks.make(CONFIG, (3,))
+    policy = loudly(actor, getkey(), 2, 2)
+    observation, advantage = (jax.random.normal(getkey(), (6, 2, size)) for size in (2, 1))
+    action = jax.random.randint(getkey(), (6, 2, 1), 0, 3)
+    weight = jnp.asarray([1.0, 1, 0, 0, 1, 1])
+    samples = objectives.Samples(
+        observation, action, advantage[..., 0], advantage[..., 0], advantage[:, :1, 0], weight
+    )
+    other = jax.tree.map(
+        lambda leaf: jnp.where(weight.reshape(-1, *(1,) * (leaf.ndim - 1)) > 0, leaf, 0 * leaf + 1),
+        samples,
+    ).replace(weight=weight)
+    values = module.init(critic, getkey(), observation)
+    for loss in (
+        lambda held: objectives.clipped_loss(actor, policy.params, held, clip=0.2, entropy=0.1),
+        lambda held: objectives.reinforce_loss(actor, policy.params, held, entropy=0.1),
+        lambda held: objectives.value_loss(critic, values, held),
+    ):
+        np.testing.assert_allclose(loss(samples)[0], loss(other)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_resumed_training_equals_an_unbroken_one(algorithm, tmp_path, getkey):
+    learner = learn.Learner(config_of(algorithm), Chain())
+    update, key = jax.jit(learner.update), getkey()
+    unbroken, curves = learner.init(key), []
+    for _ in range(3):
+        unbroken, metrics = update(unbroken)
+        curves.append(metrics)
+    state, _ = update(learner.init(key))
+    checkpoint.save_tree(tmp_path / "state", state)
+    state = checkpoint.load_tree(tmp_path / "state", learner.init(jax.random.key(99)))
+    assert state.updates == 1
+    assert state.observations.count == 16 * 2 * 3  # normalisation is in the file
+    for at in (1, 2):
+        state, metrics = update(state)
+        jax.tree.map(np.testing.assert_array_equal, metrics, curves[at])
+    jax.tree.map(np.testing.assert_array_equal, state, unbroken)
+    # In one program it is the same training; compilers may round differently there.
+    whole = learn.make_train(config_of(algorithm), Chain())(key)
+    assert whole.trainings == 3 * 16
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        (whole.policy, whole.curves),
+        (state.policy, jax.tree.map(lambda *values: jnp.stack(values), *curves)),
+    )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_population_equals_a_loop(algorithm):
+    train = learn.make_train(config_of(algorithm), Chain())
+    population = jax.random.split(jax.random.key(5), 3)
+    together = jax.vmap(train)(population)
+    for member, key in enumerate(population):
+        alone = train(key)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a[member], b, rtol=1e-3, atol=1e-4),  # noqa: B023
+            together,
+            alone,
+        )
+    returns = np.asarray(together.curves["return_mean"])
+    assert len(np.unique(returns[:, 0])) == 3
+
+
+def test_moments_are_those_of_all_that_was_observed_and_come_after_the_update(getkey):
+    learner = learn.Learner(config_of("reinforce"), Chain(impatient=True))
+    state, seen = learner.init(getkey()), []
+    first = learner.init(getkey()).policy
+    np.testing.assert_array_equal(first.moments.count, 0)
+    for _ in range(2):
+        at = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.updates)
+        episodes = learner.episodes(state.policy, at)
+        seen.append(np.asarray(episodes.observation[:-1][np.asarray(episodes.alive)]))
+        state, _ = learner.update(state)
+    everything = np.concatenate(seen).reshape(-1, 2).astype(np.float64)
+    moments = state.policy.moments
+    assert moments.count == len(everything) < 2 * 16 * 2 * 3
+    np.testing.assert_allclose(moments.mean, everything.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(moments.variance, everything.var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "pooling", "parts", "rate"),
+    [("mappo", "attention", 2, 0.02), ("reinforce", "mean", 1, 0.05)],
+)
+def test_both_learn_to_look_ahead(algorithm, pooling, parts, rate):
+    config = config_of(
+        algorithm, pooling=pooling, episodes=64, updates=60, discount=1.0, entropy=0.003,
+        learning_rate=rate,
+    )  # fmt: skip
+    trained = learn.make_train(config, Chain(parts=parts))(jax.random.key(1))
+    returns = np.asarray(trained.curves["return_mean"])
+    assert returns[0] < 0.75
+    assert returns[-5:].mean() > 0.95  # 1 is the best; 0.3 for agents that do not look ahead
+    assert trained.curves["entropy"][-1] < trained.curves["entropy"][0]
+
+
+@pytest.mark.parametrize("class_values", [False, True])
+def test_the_critic_foretells_what_the_team_or_each_class_gets(class_values):
+    config = config_of("mappo", episodes=64, updates=40, learning_rate=0.02)
+    train = learn.make_train(config, Fate(team=not class_values), class_values=class_values)
+    explained = np.asarray(train(jax.random.key(2)).curves["explained_variance"])
+    assert explained[0] < 0.5
+    assert explained[-5:].mean() > 0.9
+
+
+@pytest.mark.parametrize("agents", [2, 100])
+def test_any_number_of_classes(agents, getkey):
+    learner = learn.Learner(config_of("mappo", pooling="attention"), Chain(num_agents=agents))
+    state, metrics = jax.jit(learner.update)(learner.init(getkey()))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
+    assert state.updates == 1
+
+
+def test_more_minibatches_than_steps_are_refused():
+    with pytest.raises(ConfigError, match=r"minibatches: got 40, more than the 32 steps"):
+        learn.Learner(config_of("mappo", minibatches=40), Chain())
+    learn.Learner(config_of("reinforce", minibatches=40), Chain())  # has none

@@ -5,7 +5,7 @@ r"""Handwritten digits, made long-tailed: the demo, from images to report in min
 Data: scikit-learn's 1,797 digits of 8 x 8 pixels (embedded in its wheel). The train split falls
 exponentially from 99 images of "0" to 4 of "9"; the other splits stay balanced.
 
-Takes 7 min 38 s with the install, on two cores; gives (3 seeds) a balanced accuracy of
+Takes 7 min 35 s with the install, on two cores; gives (3 seeds) a balanced accuracy of
 0.530 +- 0.007 with cross-entropy, 0.640 +- 0.063 with balanced softmax, 0.660 +- 0.018 filled to
 the head with synthetic images and 0.653 +- 0.032 with repeated real ones in their place.
 """

@@ -224,15 +224,6 @@ def test_a_population_equals_a_loop(algorithm):
     assert len(np.unique(returns[:, 0])) == 3
 
 
-def test_a_population_is_made_without_factorisations():
-    """Batched QR hangs XLA's CPU thread pool, now and then: see `networks`."""
-    learner = learn.Learner(config_of("mappo", pooling="attention"), Chain())
-    population = jax.random.split(jax.random.key(5), 3)
-    assert "lapack" not in jax.jit(jax.vmap(learner.init)).lower(population).as_text()
-    orthogonal = jax.vmap(lambda key: jax.random.orthogonal(key, 4))
-    assert "lapack" in jax.jit(orthogonal).lower(population).as_text()
-
-
 def test_moments_are_those_of_all_that_was_observed_and_come_after_the_update(getkey):
     learner = learn.Learner(config_of("reinforce"), Chain(impatient=True))
     state, seen = learner.init(getkey()), []

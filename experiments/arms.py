@@ -138,10 +138,13 @@ def agreement(context: Any, real: Any) -> dict[str, Any]:
             present = np.unique(pool.columns["label"][accepted])
             shares = [right[labels == k].mean() for k in present if (labels == k).any()]
             found[name].append(float(np.mean(shares)))
-    return {
-        name: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1)), "n": len(v)}
-        for name, v in found.items()
-    }
+    return {name: summary(values) for name, values in found.items()}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample deviation (None of a single value) and number."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
 
 
 def mean_cell(summary: Mapping[str, Any]) -> str:

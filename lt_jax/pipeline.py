@@ -21,7 +21,13 @@ from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
 STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
-SCHEMAS: dict[str, int] = {**dict.fromkeys(STAGES, 1), "generator": 2, "synthesize": 3, "report": 3}
+SCHEMAS: dict[str, int] = {
+    **dict.fromkeys(STAGES, 1),
+    "generator": 2,
+    "synthesize": 3,
+    "classify": 2,
+    "report": 3,
+}
 
 # Fields of an arm that only these rules read; they stay out of the keys of others.
 _READERS = {

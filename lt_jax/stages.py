@@ -186,7 +186,7 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
     )
     controller, data = _mixed_data(context, arm_name, seed)
     tags = {"stage": "classify", "arm": arm_name, "seed": seed}
-    splits = ("val", "test")  # the test labels in this manifest are masked
+    splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
     outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
     ids = np.array(context.data[0].ids)
     arrays = {}

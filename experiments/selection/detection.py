@@ -28,10 +28,9 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.selection import outliers
 from experiments.selection.outliers import Outliers
-from experiments.selection.variants import ENSEMBLE
+from experiments.selection.variants import ENSEMBLE, SCORES
 from lt_jax import config as config_lib
 from lt_jax.classify import predict
-from lt_jax.config import SelectionConfig
 from lt_jax.context import Context
 from lt_jax.data import augment
 from lt_jax.diffusion import denoising_error, program, requests, trained
@@ -54,7 +53,6 @@ _GENERATOR = flags.DEFINE_enum(
 )  # fmt: skip
 
 SEED = 0  # of outliers and denoising errors
-SCORES = SelectionConfig.__dataclass_fields__["scores"].metadata["choices"]
 ErrorsOf = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 

@@ -11,7 +11,7 @@ the number that is left of `unselected`'s candidates.
 
 Collecting opens the test labels once, and compares every arm with the unselected pool and with
 balanced softmax on real images alone. The keep rate for use is the one whose classifiers are best
-on val; the test figures have no part in it.
+on policy_val; val and test figures have no part in it.
 """
 
 import json
@@ -56,43 +56,43 @@ def pipeline_of(name: str, out: pathlib.Path) -> Pipeline | None:
     return Pipeline(config, out / name, out / "cache", command=f"effect {name}")
 
 
-def val_accuracy(context: Context, arm: str) -> list[float]:
-    """Balanced accuracy on val of each seed of a finished arm."""
+def accuracy(context: Context, arm: str, split: str) -> list[float]:
+    """Balanced accuracy on a split but test, of each seed of a finished arm."""
     manifest, _ = context.data
-    labels = manifest.labels[manifest.rows("val")]
+    labels = manifest.labels[manifest.rows(split)]
     found = []
     for seed in context.config.classify.seeds:
         path = context.folder(f"classify/{arm}/seed{seed}") / "predictions.npz"
-        logits = np.load(path)["val_logits"].astype(np.float64)
+        logits = np.load(path)[f"{split}_logits"].astype(np.float64)
         found.append(float(metrics.balanced_accuracy(metrics.softmax(logits), labels)))
     return found
 
 
 def collect(runs: Mapping[str, Pipeline], out: pathlib.Path) -> dict[str, Any]:
-    """The report of all arms, beside it accuracies on val and the keep rate that they choose."""
+    """The report of all arms, accuracies on policy_val, and the keep rate that they choose."""
     arm = arms.name_of(_LOSSES.value[-1])
     unselected = f"{UNSELECTED}/{arm}"
     results = arms.collect(runs, out, "experiments.selection.effect", (arms.RIVAL, unselected))
     contexts = {name: run.context() for name, run in runs.items()}
-    val = {
-        held["name"]: val_accuracy(contexts[variant], name)
+    seen = {
+        held["name"]: arms.summary(accuracy(contexts[variant], name, "policy_val"))
         for held in results["report"]["arms"]
         for variant, _, name in [held["name"].partition("/")]
     }
     rated = {
-        rate: float(np.mean(val[f"{name}/{arm}"]))
+        rate: seen[f"{name}/{arm}"]["mean"]
         for name, rate in KEEP_RATES.items()
-        if f"{name}/{arm}" in val
+        if f"{name}/{arm}" in seen
     }
     chosen = max(rated, key=lambda rate: rated[rate]) if rated else None
-    return {**results, "val": val, "keep_rate": chosen, "unselected": unselected}
+    return {**results, "policy_val": seen, "keep_rate": chosen, "unselected": unselected}
 
 
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: what each variant's gates let through, and what it does to the classifier."""
     lines = [
         "| arm | accepted of generated | agreement (val) | balanced accuracy | against unselected "
-        "| against balanced softmax on real images | tail recall | val balanced accuracy |",
+        "| against balanced softmax on real images | tail recall | policy_val balanced accuracy |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for arm in results["report"]["arms"]:
@@ -109,10 +109,10 @@ def table(results: Mapping[str, Any]) -> str:
             results["paired"][results["unselected"]][name],
             results["paired"][arms.RIVAL][name],
             arms.mean_cell(arm["metrics"]["recall_tail"]),
-            f"{np.mean(results['val'][name]):.3f} ± {np.std(results['val'][name], ddof=1):.3f}",
+            arms.mean_cell(results["policy_val"][name]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Keep rate chosen on val: {results['keep_rate']}"])
+    return "\n".join([*lines, "", f"Keep rate chosen on policy_val: {results['keep_rate']}"])
 
 
 def main(_: list[str]) -> None:

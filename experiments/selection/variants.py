@@ -36,7 +36,9 @@ class Variant:
 
 # One of each kind, chosen before any figure of them was known.
 ENSEMBLE = ("mahalanobis", "knn", "vim", "energy", "denoising")
-_SINGLE = ("mahalanobis", "relative_mahalanobis", "knn", "energy", "denoising")
+SCORES: tuple[str, ...] = config_lib.SelectionConfig.__dataclass_fields__["scores"].metadata[
+    "choices"
+]
 _GATE = Variant(("mahalanobis",))
 KEEP_RATES = {"keep_0.5": 0.5, "keep_0.7": 0.7, "mahalanobis": 0.9, "keep_0.99": 0.99}
 VARIANTS: dict[str, Variant] = {
@@ -45,7 +47,7 @@ VARIANTS: dict[str, Variant] = {
     "once": dataclasses.replace(_GATE, attempts=1.0),
     "thinned": Variant(thinned_as="once"),
     # From here on candidates are made until the count is that of `unselected`.
-    **{name: Variant((name,)) for name in _SINGLE},
+    **{name: Variant((name,)) for name in SCORES},
     "ensemble": Variant(ENSEMBLE),
     "label": Variant(label_probability=0.3),
     "mahalanobis_memorised": dataclasses.replace(_GATE, memorised=True),
@@ -53,7 +55,7 @@ VARIANTS: dict[str, Variant] = {
     **{
         name: dataclasses.replace(_GATE, keep_rate=rate)
         for name, rate in KEEP_RATES.items()
-        if name not in _SINGLE
+        if name not in SCORES
     },
 }
 UNSELECTED = "unselected"

@@ -42,8 +42,11 @@ Action = Int[Array, "k"] | Int[Array, "k 2"]
 Act = Callable[["Policy", Float[Array, "k o"], PRNGKey, bool], Action]
 
 
-def _dense(width: int, scale: float, name: str) -> nn.Dense:
-    return nn.Dense(width, kernel_init=nn.initializers.orthogonal(scale), name=name)
+def _dense(width: int, gain: float, name: str) -> nn.Dense:
+    # Not orthogonal, as Yu et al. have it: the QR factorisations of a population, vmapped, wait in
+    # every thread of XLA's CPU pool for a thread of the same pool, and hang for good on two cores.
+    init = nn.initializers.variance_scaling(gain**2, "fan_in", "truncated_normal")
+    return nn.Dense(width, kernel_init=init, name=name)
 
 
 class Pool(nn.Module):
@@ -70,11 +73,11 @@ class Trunk(nn.Module):
     @nn.compact
     def __call__(self, observation: Observations) -> Float[Array, "*b k d"]:
         """Permuting k permutes the result."""
-        scale = float(np.sqrt(2))
-        h = nn.tanh(_dense(self.width, scale, "own_0")(observation))
-        h = nn.tanh(_dense(self.width, scale, "own_1")(h))
+        gain = float(np.sqrt(2))
+        h = nn.tanh(_dense(self.width, gain, "own_0")(observation))
+        h = nn.tanh(_dense(self.width, gain, "own_1")(h))
         both = jnp.concatenate([h, Pool(self.pooling, name="pool")(h)], axis=-1)
-        return nn.tanh(_dense(self.width, scale, "both")(both))
+        return nn.tanh(_dense(self.width, gain, "both")(both))
 
 
 class Actor(nn.Module):

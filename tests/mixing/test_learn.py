@@ -26,11 +26,11 @@ def config_of(algorithm, **fields):
     return dataclasses.replace(CONFIG, algorithm=algorithm, **fields)
 
 
-def loudly(actor, key, agents, size, scale=0.5):
+def loudly(actor, key, agents, size):
     """A policy with preferences: of a fresh one the gradient is nearly symmetric."""
     policy = networks.init_policy(actor, key, agents, size)
     flat, back = ravel_pytree(policy.params)
-    return policy.replace(params=back(flat + scale * jax.random.normal(key, flat.shape)))
+    return policy.replace(params=back(flat + 0.5 * jax.random.normal(key, flat.shape)))
 
 
 def gradient_estimates(baseline, count, policy_key, key):
@@ -89,7 +89,8 @@ def test_the_gradient_is_right_on_average_and_the_baseline_makes_it_steadier(get
 def test_episodes_are_those_of_a_python_loop(getkey):
     environment = Chain(impatient=True)
     act = networks.make_act(CONFIG, environment.num_actions)
-    policy = loudly(networks.make(CONFIG, environment.num_actions).actor, getkey(), 3, 2, 0.1)
+    actor = networks.make(CONFIG, environment.num_actions).actor
+    policy = networks.init_policy(actor, getkey(), 3, 2)
     draws = []
 
     def choose(observation, key):
@@ -121,13 +122,9 @@ def test_the_ratio_is_one_in_the_first_minibatch_and_only_there(getkey):
     state = learner.init(getkey())
     for _ in range(2):
         state, metrics = update(state)
-        assert metrics["first_ratio_error"] < 1e-5
+        assert metrics["first_ratio_error"] < 1e-5  # so that none is clipped there
         assert metrics["clip_fraction"] > 0.01
         assert metrics["kl"] > 1e-4
-    once = learn.Learner(config_of("mappo", epochs=1, minibatches=1), Chain(impatient=True))
-    _, metrics = jax.jit(once.update)(once.init(getkey()))
-    assert metrics["clip_fraction"] == 0
-    assert metrics["first_ratio_error"] < 1e-5
 
 
 def test_at_ratio_one_the_clipped_gradient_is_that_of_reinforce_and_beyond_it_is_cut(getkey):
@@ -198,10 +195,17 @@ def test_a_resumed_training_equals_an_unbroken_one(algorithm, tmp_path, getkey):
         state, metrics = update(state)
         jax.tree.map(np.testing.assert_array_equal, metrics, curves[at])
     jax.tree.map(np.testing.assert_array_equal, state, unbroken)
-    # In one program it is the same training; compilers may round differently there.
-    whole = learn.make_train(config_of(algorithm), Chain())(key)
-    assert whole.trainings == 3 * 16
-    jax.tree.map(
+
+
+def test_a_training_in_one_program_is_the_same(getkey):
+    learner, key = learn.Learner(config_of("reinforce"), Chain()), getkey()
+    state, curves, update = learner.init(key), [], jax.jit(learner.update)
+    for _ in range(3):
+        state, metrics = update(state)
+        curves.append(metrics)
+    whole = learn.make_train(learner.config, learner.environment)(key)
+    assert whole.trainings == whole.curves["trainings"][-1] == 3 * 16
+    jax.tree.map(  # a compiler may round differently there
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         (whole.policy, whole.curves),
         (state.policy, jax.tree.map(lambda *values: jnp.stack(values), *curves)),
@@ -210,7 +214,7 @@ def test_a_resumed_training_equals_an_unbroken_one(algorithm, tmp_path, getkey):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_population_equals_a_loop(algorithm):
-    train = learn.make_train(config_of(algorithm), Chain())
+    train = learn.make_train(config_of(algorithm, updates=2, epochs=1), Chain())
     population = jax.random.split(jax.random.key(5), 3)
     together = jax.vmap(train)(population)
     for member, key in enumerate(population):
@@ -227,13 +231,16 @@ def test_a_population_equals_a_loop(algorithm):
 def test_moments_are_those_of_all_that_was_observed_and_come_after_the_update(getkey):
     learner = learn.Learner(config_of("reinforce"), Chain(impatient=True))
     state, seen = learner.init(getkey()), []
-    first = learner.init(getkey()).policy
-    np.testing.assert_array_equal(first.moments.count, 0)
-    for _ in range(2):
+    np.testing.assert_array_equal(state.policy.moments.count, 0)
+
+    @jax.jit
+    def both(state):
         at = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.updates)
-        episodes = learner.episodes(state.policy, at)
-        seen.append(np.asarray(episodes.observation[:-1][np.asarray(episodes.alive)]))
-        state, _ = learner.update(state)
+        return learner.episodes(state.policy, at), learner.update(state)[0]
+
+    for _ in range(2):
+        episodes, state = both(state)
+        seen.append(np.asarray(episodes.observation)[:-1][np.asarray(episodes.alive)])
     everything = np.concatenate(seen).reshape(-1, 2).astype(np.float64)
     moments = state.policy.moments
     assert moments.count == len(everything) < 2 * 16 * 2 * 3
@@ -266,9 +273,8 @@ def test_the_critic_foretells_what_the_team_or_each_class_gets(class_values):
     assert explained[-5:].mean() > 0.9
 
 
-@pytest.mark.parametrize("agents", [2, 100])
-def test_any_number_of_classes(agents, getkey):
-    learner = learn.Learner(config_of("mappo", pooling="attention"), Chain(num_agents=agents))
+def test_a_hundred_classes(getkey):
+    learner = learn.Learner(config_of("mappo", pooling="attention"), Chain(num_agents=100))
     state, metrics = jax.jit(learner.update)(learner.init(getkey()))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, metrics)))
     assert state.updates == 1
@@ -278,3 +284,12 @@ def test_more_minibatches_than_steps_are_refused():
     with pytest.raises(ConfigError, match=r"minibatches: got 40, more than the 32 steps"):
         learn.Learner(config_of("mappo", minibatches=40), Chain())
     learn.Learner(config_of("reinforce", minibatches=40), Chain())  # has none
+
+
+def test_a_population_is_made_without_factorisations():
+    """Batched QR hangs XLA's CPU thread pool, now and then: see `networks`."""
+    learner = learn.Learner(config_of("mappo", pooling="attention"), Chain())
+    population = jax.random.split(jax.random.key(5), 3)
+    assert "lapack" not in jax.jit(jax.vmap(learner.init)).lower(population).as_text()
+    orthogonal = jax.vmap(lambda key: jax.random.orthogonal(key, 4))
+    assert "lapack" in jax.jit(orthogonal).lower(population).as_text()

@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from lt_jax.config.mixing import PolicyConfig
 from lt_jax.mixing import networks
 from lt_jax.models import module
 from lt_jax.runtime import checkpoint
+
+logits = jax.jit(networks.logits, static_argnums=0)
+apply = jax.jit(module.apply, static_argnums=0)
 
 CONFIG = PolicyConfig(width=8)
 POOLINGS = ["mean", "attention"]
@@ -21,12 +25,11 @@ def make(pooling, class_values=False, num_actions=(4, 3)):
     return networks.make(config, num_actions, class_values)
 
 
+@jax.jit
 def loud(params, key):
     """Parameters that are far from zero, last layers too, so that nothing hides in small logits."""
-    leaves, structure = jax.tree.flatten(params)
-    drawn = [0.7 * jax.random.normal(k, leaf.shape) for k, leaf in
-             zip(jax.random.split(key, len(leaves)), leaves, strict=True)]  # fmt: skip
-    return jax.tree.unflatten(structure, drawn)
+    flat, back = ravel_pytree(params)
+    return back(0.7 * jax.random.normal(key, flat.shape))
 
 
 def policy_of(actor, key, agents, size):
@@ -41,18 +44,16 @@ def test_permuting_classes_permutes_logits_and_leaves_the_value(pooling, agents,
     order = jax.random.permutation(getkey(), agents)
     actor, critic = make(pooling)
     policy = policy_of(actor, getkey(), agents, 5)
-    there = networks.logits(actor, policy, observation)
-    permuted = networks.logits(actor, policy, observation[:, order])
+    there = logits(actor, policy, observation)
+    permuted = logits(actor, policy, observation[:, order])
     assert [part.shape for part in there] == [(3, agents, 4), (3, agents, 3)]
     for before, after in zip(there, permuted, strict=True):
         np.testing.assert_allclose(after, before[:, order], atol=1e-4)
         assert np.ptp(before, axis=1).max() > 0.1  # classes are told apart
     params = loud(module.init(critic, getkey(), observation), getkey())
-    value = module.apply(critic, params, observation)
+    value = apply(critic, params, observation)
     assert value.shape == (3, 1)
-    np.testing.assert_allclose(
-        module.apply(critic, params, observation[:, order]), value, atol=1e-4
-    )
+    np.testing.assert_allclose(apply(critic, params, observation[:, order]), value, atol=1e-4)
     assert np.ptp(value) > 1e-2
 
 
@@ -62,10 +63,10 @@ def test_values_of_classes_are_permuted_with_them(pooling, getkey):
     order = jax.random.permutation(getkey(), 6)
     critic = make(pooling, class_values=True).critic
     params = loud(module.init(critic, getkey(), observation), getkey())
-    values = module.apply(critic, params, observation)
+    values = apply(critic, params, observation)
     assert values.shape == (6,)
     assert np.ptp(values) > 1e-2
-    permuted = module.apply(critic, params, observation[order])
+    permuted = apply(critic, params, observation[order])
     np.testing.assert_allclose(permuted, values[order], atol=1e-5)
 
 
@@ -74,8 +75,8 @@ def test_each_agent_is_told_of_the_others(pooling, getkey):
     observation = jax.random.normal(getkey(), (4, 5))
     actor, _ = make(pooling)
     policy = policy_of(actor, getkey(), 4, 5)
-    changed = networks.logits(actor, policy, observation.at[3].add(1.0))[0]
-    assert np.abs(changed - networks.logits(actor, policy, observation)[0])[:3].max() > 1e-3
+    changed = logits(actor, policy, observation.at[3].add(1.0))[0]
+    assert np.abs(changed - logits(actor, policy, observation)[0])[:3].max() > 1e-3
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -89,7 +90,7 @@ def test_weights_do_not_depend_on_the_number_of_classes(pooling, getkey):
 def test_a_fresh_policy_finds_all_choices_about_as_likely(getkey):
     actor, _ = make("mean")
     policy = networks.init_policy(actor, getkey(), 6, 5)
-    parts = networks.logits(actor, policy, jax.random.normal(getkey(), (6, 5)))
+    parts = logits(actor, policy, jax.random.normal(getkey(), (6, 5)))
     np.testing.assert_allclose(networks.entropy(parts), np.log(4 * 3), atol=1e-2)
 
 
@@ -114,7 +115,7 @@ def test_acting_draws_by_the_logits_or_takes_the_likeliest(num_actions, getkey):
     policy = policy_of(actor, getkey(), 3, 5)
     observation = jax.random.normal(getkey(), (3, 5))
     act = jax.jit(networks.make_act(CONFIG, num_actions), static_argnums=3)
-    parts = networks.logits(actor, policy, observation)
+    parts = logits(actor, policy, observation)
     greedy = act(policy, observation, getkey(), True)
     assert greedy.dtype == jnp.int32
     assert greedy.shape == ((3,) if len(num_actions) == 1 else (3, 2))
@@ -138,7 +139,7 @@ def test_the_moments_of_observations_are_part_of_the_policy_and_of_its_file(tmp_
     loaded = checkpoint.load_tree(tmp_path / "policy", target)
     jax.tree.map(np.testing.assert_array_equal, loaded, policy)
     observation = 3 + jax.random.normal(getkey(), (3, 5))
-    raw = networks.logits(actor, policy, observation)[0]
-    np.testing.assert_array_equal(networks.logits(actor, loaded, observation)[0], raw)
+    raw = logits(actor, policy, observation)[0]
+    np.testing.assert_array_equal(logits(actor, loaded, observation)[0], raw)
     blind = policy.replace(moments=target.moments)
-    assert not np.allclose(networks.logits(actor, blind, observation)[0], raw)
+    assert not np.allclose(logits(actor, blind, observation)[0], raw)

@@ -42,24 +42,24 @@ class Bandit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fate:
-    """One step in which agent k gets 5 where its number is above 0, whatever it does.
+    """One step in which either agent gets 5 where its number is above 0, whatever it does.
 
     With `team`, all get the mean.
     """
 
     team: bool
-    num_agents = 3
+    num_agents = 2
     num_actions = (2,)
     observations = ("number",)
     rounds = 1
 
     def reset(self, key):
-        number = jax.random.normal(key, (3,))
+        number = jax.random.normal(key, (2,))
         return number[:, None], number
 
     def step(self, state, action, key):
         each = 5.0 * (state > 0)
-        return _step(state[:, None], state, each.mean(), 3, reward=None if self.team else each)
+        return _step(state[:, None], state, each.mean(), 2, reward=None if self.team else each)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -76,8 +76,9 @@ def collect(
         folder.mkdir(exist_ok=True)
         chosen = dataclasses.replace(evaluate, baseline=rival)
         reports[rival] = report_lib.write(dataclasses.replace(inputs, evaluate=chosen), folder)
+    judges = rivals[0].partition("/")[2]
     pools = {
-        name: {**describe_pool(context), "agreement": agreement(context, first)}
+        name: {**describe_pool(context), "agreement": agreement(context, first, judges)}
         for name, context in contexts.items()
         if "synthesize" in context.specs and finished(context, "synthesize")
     }
@@ -112,10 +113,10 @@ def describe_pool(context: Any) -> dict[str, Any]:
     }
 
 
-def agreement(context: Any, real: Any) -> dict[str, Any]:
+def agreement(context: Any, real: Any, arm: str) -> dict[str, Any]:
     """How often classifiers that had no part in selection give accepted images their class.
 
-    They are those of `RIVAL`, one a seed, trained on real images alone. Beside it their accuracy on
+    They are those of an `arm` of real images alone, one a seed. Beside it their accuracy on
     val images of the same classes: means over classes, and over seeds with deviation.
     """
     manifest, images = context.data
@@ -126,7 +127,7 @@ def agreement(context: Any, real: Any) -> dict[str, Any]:
     forward = predict.make_forward(config.model, len(manifest.classes), real.mesh)
     found: dict[str, list[float]] = {"pool": [], "val": []}
     for stage in real.specs:
-        if not stage.startswith("classify/balanced_softmax/"):
+        if not stage.startswith(f"classify/{arm}/"):
             continue
         params = real.classifier_params(stage, config.model)
         for name, store, rows, labels in (

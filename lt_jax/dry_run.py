@@ -62,4 +62,12 @@ def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
             f"{config.synthesize.max_attempts:g} attempts an image asked for (how many images: "
             "after prepare)"
         )
+    if "mixing" in stages:
+        policy = config.mixing.policy
+        each = policy.updates * policy.episodes
+        lines.append(
+            f"mixing: {len(policy.seeds)} policies, {each:,d} trainings of a proxy each, and as "
+            f"many of random search; {config.mixing.rounds} rounds of "
+            f"{config.mixing.proxy.minibatches} x {config.mixing.proxy.batch_size} draws a training"
+        )
     return lines

@@ -15,18 +15,19 @@ from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
 from lt_jax import preflight, reporting, stages
+from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
-STAGES = ("prepare", "generator", "extractor", "synthesize", "classify", "report")
+STAGES = ("prepare", "generator", "extractor", "synthesize", "mixing", "classify", "report")
 # Raise a stage's number when its code gives other results from the same config and inputs.
 SCHEMAS: dict[str, int] = {
     **dict.fromkeys(STAGES, 1),
     "generator": 2,
     "synthesize": 3,
     "classify": 2,
-    "report": 3,
+    "report": 4,
 }
 
 # Fields of an arm that only these rules read; they stay out of the keys of others.
@@ -41,7 +42,8 @@ _READERS = {
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     """Every stage of a run, inputs before their users; one spec an arm and seed of `classify`.
 
-    Without an arm that uses synthetic images there is no generator, extractor or pool.
+    Without an arm that uses synthetic images there is no generator, extractor or pool; without one
+    of a learned rule, no policy.
 
     Raises:
       ConfigError: the baseline names no arm, there are no arms or seeds, or an arm cannot be.
@@ -52,6 +54,10 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
     generator = _spec("generator", _generator_fields(config.generator), prepare)
     extractor = _spec("extractor", key_fields(config.extractor), prepare)
     synthesize = _spec("synthesize", key_fields(config.synthesize), prepare, generator, extractor)
+    ranking = ("head_above", "tail_below", "group_by")  # what the policy must not let down
+    head = {name: getattr(config.evaluate, name) for name in ranking}
+    learnt = {**key_fields(config.mixing), **head}
+    mixing = _spec("mixing", learnt, prepare, extractor, synthesize)
     recipe = key_fields(config.classify)
     tau = recipe.pop("logit_adjustment")
     del recipe["seeds"], recipe["arms"]
@@ -60,15 +66,17 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
         fields = {**recipe, "arm": _arm_fields(name, arm)}
         if arm.loss == "logit_adjusted":
             fields["tau"] = tau
-        pool = () if arm.controller == "none" else (synthesize,)
+        used = () if arm.controller == "none" else (synthesize,)
+        used += (mixing,) if controllers.mirrored(arm) in LEARNED else ()
         runs += [
-            _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *pool)
+            _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *used)
             for seed in config.classify.seeds
         ]
-    pooled = any(arm.controller != "none" for arm in config.classify.arms.values())
-    pool = (synthesize,) if pooled else ()
-    report = _spec("report", {**key_fields(config.evaluate), "tau": tau}, prepare, *pool, *runs)
-    makers = [generator, extractor, synthesize] if pooled else []
+    rules = {controllers.mirrored(arm) for arm in config.classify.arms.values()}
+    made = [synthesize] if rules != {"none"} else []
+    made += [mixing] if rules & set(LEARNED) else []
+    report = _spec("report", {**key_fields(config.evaluate), "tau": tau}, prepare, *made, *runs)
+    makers = [generator, extractor, *made] if made else []
     return [prepare, *makers, *runs, report]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.config import ArmConfig, AugmentConfig, ClassifierConfig, Config, ConfigError
+from lt_jax.config.classify import LEARNED
 from lt_jax.data import sources
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
@@ -158,7 +159,9 @@ def check_arm(config: Config, name: str) -> None:
         raise ConfigError(f"{where}.share: got 0.0; `{rule}` takes a highest share above 0")
     if rule == "bandit" and len(set(arm.levels)) < max(2, len(arm.levels)):
         raise ConfigError(f"{where}.levels: got {arm.levels}; takes two or more that differ")
-    if not controllers.learns(arm):
+    if rule in LEARNED:
+        _check_policy(config, name)
+    elif not controllers.learns(arm):
         return
     if not config.data.manifest and not config.data.split.policy_val:
         raise ConfigError(
@@ -172,6 +175,28 @@ def check_arm(config: Config, name: str) -> None:
         )
 
 
+def _check_policy(config: Config, name: str) -> None:
+    """Refuses an arm whose rounds or sampler are not those that its policy is learned for."""
+    mixing, arm = config.mixing, config.classify.arms[name]
+    if 0.0 not in mixing.levels or len(set(mixing.levels)) < max(2, len(mixing.levels)):
+        raise ConfigError(
+            f"config.mixing.levels: got {mixing.levels}; takes shares that differ, two or more, "
+            "and 0.0 among them"
+        )
+    if config.classify.rounds != mixing.rounds:
+        raise ConfigError(
+            f"config.classify.rounds: got {config.classify.rounds}, but the policy of the arm "
+            f"{name} is learned for {mixing.rounds}; set it and config.mixing.rounds alike"
+        )
+    if arm.sampler != mixing.sampler:
+        raise ConfigError(
+            f"config.classify.arms.{name}.sampler: got {arm.sampler}, but its policy is learned "
+            f"under {mixing.sampler}; set it and config.mixing.sampler alike"
+        )
+    if not mixing.policy.seeds:
+        raise ConfigError("config.mixing.policy.seeds: takes at least one seed")
+
+
 def check_schedules(config: Config, num_classes: int) -> None:
     """Refuses schedules that are none, or of other rounds or classes than the run's."""
     for name, arm in config.classify.arms.items():
@@ -179,10 +204,10 @@ def check_schedules(config: Config, num_classes: int) -> None:
             continue
         where = f"config.classify.arms.{name}.schedule"
         try:
-            shares = controllers.read_schedule(pathlib.Path(arm.schedule))
+            rounds = controllers.read_schedule(pathlib.Path(arm.schedule))
         except controllers.MixtureError as error:
             raise ConfigError(f"{where}: {error}") from error
-        found, asked = (len(shares), len(shares[0])), (config.classify.rounds, num_classes)
+        found, asked = (len(rounds), len(rounds[0].share)), (config.classify.rounds, num_classes)
         if found != asked:
             raise ConfigError(
                 f"{where}: {arm.schedule} has {found[0]} rounds of {found[1]} classes, this run "

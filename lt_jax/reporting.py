@@ -11,12 +11,14 @@ import numpy as np
 from lt_jax import config as config_lib
 from lt_jax.classify import losses
 from lt_jax.classify.train import effective_counts
+from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.pool import GATES, VERDICTS, PoolReader
 from lt_jax.evaluate import report as report_lib
+from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, metrics
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
@@ -53,11 +55,12 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
         gallery=pictures,
         costs=tuple(
             report_lib.StageCost(name, ledger.seconds, ledger.images, ledger.flops)
-            for name in ("generator", "extractor", "synthesize")
+            for name in ("generator", "extractor", "synthesize", "mixing")
             if name in context.specs
             for ledger in (context.store.ledger(context.specs[name]),)
         ),
         skipped=[str(entry) for entry in manifest.protocol["skipped"]],
+        learning=_learning(context.folder("mixing")) if "mixing" in context.specs else None,
     )
     report_lib.write(inputs, folder)
     clock.read()
@@ -90,7 +93,7 @@ def dataset_of(
 ) -> report_lib.Dataset:
     """The data set with its opened test labels; `openings` of them so far, this one included."""
     data = config.data
-    test, val = manifest.rows("test"), manifest.rows("val")
+    test, val, policy_val = (manifest.rows(split) for split in ("test", "val", "policy_val"))
     return report_lib.Dataset(
         name=data.source,
         classes=manifest.classes,
@@ -104,6 +107,7 @@ def dataset_of(
         test_labels=test_labels,
         test_groups=[manifest.groups[row] for row in test],
         val_labels=manifest.labels[val] if len(val) else None,
+        policy_val_labels=manifest.labels[policy_val] if len(policy_val) else None,
     )
 
 
@@ -117,50 +121,85 @@ def arm_of(
     config = context.config.classify
     arm = config.arms[name]
     stages = [f"classify/{name}/seed{seed}" for seed in config.seeds]
-    runs = [_run(stage, context, manifest, test_ids) for stage in stages]
-    mixtures = json.loads((context.folder(stages[0]) / "mixture.json").read_text())
-    counts = manifest.counts("train")
-    rounds = {
-        field: np.mean([mixture[field] for mixture in mixtures], axis=0)
-        for field in ("class_weight", "share", "in_use", "unmet")
-    }
-    drawn = effective_counts(counts, rounds["class_weight"], rounds["share"])
+    runs = [_run(stage, arm.loss, context, manifest, test_ids) for stage in stages]
+    mixture = _mixture(context.folder(stages[0]))  # of what is in use, which no seed changes
+    in_use, unmet = mixture["in_use"].mean(axis=0), mixture["unmet"].mean(axis=0)
     return report_lib.Arm(
         name=name,
         controller=arm.controller,
         loss=arm.loss,
         runs=tuple(runs),
-        log_prior=losses.residual_log_prior(arm.loss, drawn, config.logit_adjustment),
-        shares=[mixture["share"] for mixture in mixtures],
-        doses=(rounds["in_use"] / counts).tolist(),
-        unmet=rounds["unmet"].round().astype(int).tolist(),
+        doses=(in_use / manifest.counts("train")).tolist(),
+        unmet=unmet.round().astype(int).tolist(),
         uses_pool=arm.controller not in ("none", "source_replay"),
+        uses_policy=controllers.mirrored(arm) in LEARNED,
     )
 
 
+def _mixture(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """What the rounds of a run were drawn from, [r, k] by field."""
+    rounds = json.loads((folder / "mixture.json").read_text())
+    fields = ("class_weight", "share", "in_use", "unmet")
+    return {field: np.array([now[field] for now in rounds], float) for field in fields}
+
+
 def _run(
-    stage: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
+    stage: str, loss: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
 ) -> report_lib.Run:
     path = context.folder(stage) / "predictions.npz"
     predictions = dict(np.load(path))
-    expected = {"test": test_ids, "val": [manifest.ids[row] for row in manifest.rows("val")]}
-    for split, ids in expected.items():
+    expected: dict[str, Sequence[str]] = {
+        split: [manifest.ids[row] for row in manifest.rows(split)]
+        for split in ("val", "policy_val")
+    }
+    for split, ids in {"test": test_ids, **expected}.items():
         if [*predictions.get(f"{split}_ids", ())] != [*ids]:
             raise ManifestError(
                 f"{path} holds other {split} images than the manifest; delete its folder and run "
                 "classify again"
             )
     ledger = context.store.ledger(context.specs[stage])
+    mixture = _mixture(path.parent)
+    drawn = effective_counts(
+        manifest.counts("train"),
+        mixture["class_weight"].mean(axis=0),
+        mixture["share"].mean(axis=0),
+    )
+    tau = context.config.classify.logit_adjustment
     return report_lib.Run(
         seed=int(stage.rpartition("seed")[2]),
         test_logits=predictions["test_logits"],
+        log_prior=losses.residual_log_prior(loss, drawn, tau),
         val_logits=predictions.get("val_logits"),
         curves=metrics.read(path.parent / "metrics.jsonl"),
         seconds=ledger.seconds,
         images=ledger.images,
         flops=ledger.flops,
         data_wait=ledger.data_wait,
+        policy_val_logits=predictions.get("policy_val_logits"),
+        shares=mixture["share"],
     )
+
+
+def _learning(folder: pathlib.Path) -> report_lib.Learning:
+    curves, proxy = (
+        json.loads((folder / name).read_text()) for name in ("curves.json", "proxy.json")
+    )
+    return report_lib.Learning(
+        seeds=tuple(proxy["seeds"]),
+        observations=tuple(proxy["observations"]),
+        curves={name: _finite(curve) for name, curve in curves["curves"].items()},
+        trainings=proxy["trainings"],
+        reference_runs=proxy["reference_runs"],
+        returns=proxy["returns"],
+        importance=_finite(proxy["importance"]),
+    )
+
+
+def _finite(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
+    """NaN for null and for what is not finite."""
+    values = np.array(rows, float)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _pool(pool: PoolReader, folder: pathlib.Path) -> report_lib.Pool:

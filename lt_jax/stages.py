@@ -5,6 +5,7 @@ in which they are masked.
 """
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import preflight, reporting, synthesis
+from lt_jax import policy_learning, preflight, reporting, synthesis
 from lt_jax.classify import contrastive, predict
 from lt_jax.classify import train as classify_train
+from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
@@ -41,6 +43,7 @@ def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
         "generator": _generator,
         "extractor": _extractor,
         "synthesize": synthesis.run,
+        "mixing": policy_learning.run,
         "report": reporting.report,
     }
     return stages[name](folder, context)
@@ -222,7 +225,10 @@ def _mixed_data(
         return controllers.make(arm, data.counts, np.zeros_like(data.counts), seed), data
     manifest, images = context.data
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)
-    controller = controllers.make(arm, data.counts, pool.counts(), seed)
+    learned = None
+    if "mixing" in context.specs and controllers.mirrored(arm) in LEARNED:
+        learned = functools.partial(policy_learning.controller, context, seed)
+    controller = controllers.make(arm, data.counts, pool.counts(), seed, learned)
     first = controller.mixture(())  # in use are the same images in every round
     if not first.in_use.any():
         return controller, data
@@ -270,6 +276,7 @@ def _save_mixture(path: pathlib.Path, mixtures: Sequence[controllers.Mixture]) -
             "in_use": mixture.in_use.tolist(),
             "unmet": mixture.unmet.tolist(),
             "replay": mixture.replay,
+            **({} if mixture.factor is None else {"factor": mixture.factor.tolist()}),
         }
         for mixture in mixtures
     ]

@@ -38,6 +38,10 @@ def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections
         config.synthesize.update(repaint_jump=1, repaint_resamples=2)
         # A network of four steps passes no honest gate; this run is about the plumbing.
         config.synthesize.selection.update(scores=(), label_probability=0.0)
+        config.mixing.update(rounds=2, reference_runs=1)
+        config.mixing.proxy.update(batch_size=8, minibatches=2, hidden=4)
+        config.mixing.policy.update(width=4, episodes=4, updates=3, epochs=1, minibatches=1)
+        config.mixing.policy.seeds = (0, 1)
         config.evaluate.update(resamples=100, permutations=100)
         config.runtime.update(log_every=2, checkpoint_every=2)
     return config

@@ -30,6 +30,7 @@ from lt_jax.runtime.ledger import Ledger
 from lt_jax.shapes import Array, Float, Params, PRNGKey
 
 HISTORY = "history.json"  # a list with the feedback of a round each, by name
+LOOKED_AT = 32  # images of a class and source at most whose train loss a controller is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,18 +170,41 @@ def _validate(
 
 
 def measure(forward: predict.Forward, params: Params, data: TrainData, batch_size: int) -> Feedback:
-    """The classifier on policy_val, which has images of every class."""
+    """The classifier on policy_val, which has images of every class, and on some train images."""
     logits, _ = predict.predict(forward, params, data.real, data.policy_rows, batch_size)
     probabilities = metrics.softmax(logits, "policy_val")
     labels = data.policy_labels
     soft = rewards.measure(jnp.asarray(probabilities, jnp.float32), jnp.asarray(labels))
     true = probabilities[np.arange(len(labels)), labels]
-    losses = -np.log(np.maximum(true, 1e-12))
+    nats = -np.log(np.maximum(true, 1e-12))
     recall, precision, margin = (
         np.asarray(value, np.float64) for value in (soft.recall, soft.precision, soft.margin)
     )
-    loss = np.bincount(labels, losses) / np.bincount(labels)
-    return Feedback(recall, precision, margin, loss)
+    loss = np.bincount(labels, nats) / np.bincount(labels)
+    look = functools.partial(_mean_losses, forward, params, batch_size=batch_size)
+    synthetic = np.full(len(data.train_rows), np.nan)
+    if data.extra is not None and data.extra_rows is not None:
+        synthetic = look(data.extra, data.extra_rows)
+    real = look(data.real, data.train_rows)
+    return Feedback(recall, precision, margin, loss, real, synthetic)
+
+
+def _mean_losses(
+    forward: predict.Forward,
+    params: Params,
+    images: Images,
+    rows: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+) -> Float[np.ndarray, "k"]:
+    """Mean cross-entropy of the first `LOOKED_AT` images of each class; NaN where it has none."""
+    some = [own[:LOOKED_AT] for own in rows]
+    labels = np.repeat(np.arange(len(some)), [len(own) for own in some])
+    logits, _ = predict.predict(forward, params, images, np.concatenate(some), batch_size)
+    true = metrics.softmax(logits, "train")[np.arange(len(labels)), labels]
+    nats = np.bincount(labels, -np.log(np.maximum(true, 1e-12)), len(some))
+    number = np.bincount(labels, minlength=len(some))
+    return np.where(number > 0, nats / np.maximum(number, 1), np.nan)
 
 
 def mixtures(

@@ -30,6 +30,10 @@ from lt_jax.config.generator import ConditionsConfig as ConditionsConfig
 from lt_jax.config.generator import GeneratorConfig as GeneratorConfig
 from lt_jax.config.generator import ProcessConfig as ProcessConfig
 from lt_jax.config.generator import SketchConfig as SketchConfig
+from lt_jax.config.mixing import MixingConfig as MixingConfig
+from lt_jax.config.mixing import PolicyConfig as PolicyConfig
+from lt_jax.config.mixing import ProxyConfig as ProxyConfig
+from lt_jax.config.mixing import RewardConfig as RewardConfig
 from lt_jax.config.networks import ClassifierConfig as ClassifierConfig
 from lt_jax.config.networks import OptimizerConfig as OptimizerConfig
 from lt_jax.config.networks import ResNetConfig as ResNetConfig
@@ -60,6 +64,7 @@ class Config:
     generator: GeneratorConfig = GeneratorConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
+    mixing: MixingConfig = MixingConfig()
     classify: ClassifyConfig = ClassifyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()

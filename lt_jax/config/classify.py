@@ -7,6 +7,9 @@ from lt_jax.config.data import AugmentConfig
 from lt_jax.config.fields import FrozenDict, bounded, choice
 from lt_jax.config.networks import ClassifierConfig, OptimizerConfig
 
+# Rules that the stage mixing learns: a policy that acts, its schedule, and that of random search.
+LEARNED = ("policy", "policy_schedule", "random_search")
+
 # What decides by itself how much of each class is synthetic.
 RULES = (
     "uniform",
@@ -17,6 +20,7 @@ RULES = (
     "accuracy_adaptive",
     "bandit",
     "schedule",
+    *LEARNED,
 )
 
 

@@ -15,6 +15,7 @@ class ProxyConfig:
     minibatches: int = bounded(20, 1, 100_000)  # a round
     learning_rate: float = bounded(0.05, 0.0, 100.0)
     loss: str = choice("cross_entropy", "balanced_softmax")
+    optimizer: str = choice("sgd", "adam")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class PolicyConfig:
     pooling: str = choice("mean", "attention")  # over classes
     width: int = bounded(32, 1, 4096)
     episodes: int = bounded(64, 2, 1_000_000)  # in parallel
-    updates: int = bounded(100, 1, 1_000_000)
-    learning_rate: float = bounded(3e-3, 0.0, 10.0)
+    updates: int = bounded(200, 1, 1_000_000)
+    learning_rate: float = bounded(1e-2, 0.0, 10.0)
     discount: float = bounded(1.0, 0.0, 1.0)
     gae_lambda: float = bounded(0.95, 0.0, 1.0)
     entropy: float = bounded(0.01, 0.0, 10.0)
@@ -45,16 +46,21 @@ class PolicyConfig:
     epochs: int = bounded(4, 1, 1000)  # of `mappo`
     minibatches: int = bounded(4, 1, 1000)  # of `mappo`
     clip_norm: float = bounded(0.5, 0.0, 1000.0)
-    seed: int = bounded(0, 0)
+    seeds: tuple[int, ...] = bounded((0, 1, 2), 0)  # a policy each; arms take them in turn
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixingConfig:
     """A learned policy for the synthetic share of each class."""
 
+    environment: str = choice("features", "images")  # images: the classifier of `classify` itself
+    together: int = bounded(0, 0)  # classifiers in one vmap; 0: as many as there are
+
     levels: tuple[float, ...] = bounded((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 0.999)  # shares to choose
     weights: tuple[float, ...] = bounded((), 0.01, 100.0)  # of a class's draws; empty: left alone
     rounds: int = bounded(8, 1, 1000)
+    sampler: str = choice("instance", "balanced", "square_root")  # as of the arms that it is for
+    reference_runs: int = bounded(8, 1, 10_000)  # real images alone: what head recall falls below
     proxy: ProxyConfig = ProxyConfig()
     reward: RewardConfig = RewardConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -316,10 +316,10 @@ def fidelity_marks(classes: Sequence[str], panels: Mapping[str, Measured]) -> Fi
 def ledger_bars(
     names: Sequence[str], own: Float[np.ndarray, "a"], shared: Float[np.ndarray, "a"]
 ) -> Figure:
-    """Seconds by arm: its classifier runs, and the generator and selection that it relies on."""
+    """Seconds by arm: its classifier runs, and the stages before them that it relies on."""
     figure = new_figure(1.3 + 0.3 * len(names))
     axes = figure.add_subplot()
-    _stacked(axes, own, shared, ("classifier runs", "generator and selection (shared)"))
+    _stacked(axes, own, shared, ("classifier runs", "generator, selection, policy (shared)"))
     axes.set_yticks(range(len(names)), list(names))
     axes.invert_yaxis()
     axes.set_xlabel("seconds", fontsize=9)

@@ -19,47 +19,51 @@ ENVIRONMENT = ("python", "jax", "jaxlib", "flax", "device", "device_count")
 class Run:
     """One training of one arm.
 
-    test_logits: [n, k]. val_logits: [v, k] or None. curves: rows such as {"step": 50, "loss": 1.2,
-    "val_balanced_accuracy": 0.4}, any value of which may be missing. seconds, images (seen in
-    training), flops: its cost; flops is None where unknown. data_wait: those of the seconds in
-    which the loop waited for a batch, or None where unknown.
+    test_logits: [n, k]. log_prior: [k] log of the label distribution that its loss did not already
+    correct for; zeros for balanced softmax. val_logits: [v, k] or None. curves: rows such as
+    {"step": 50, "loss": 1.2, "val_balanced_accuracy": 0.4}, any value of which may be missing.
+    seconds, images (seen in training), flops: its cost; flops is None where unknown. data_wait:
+    those of the seconds in which the loop waited for a batch, or None where unknown.
+    policy_val_logits: [p, k] or None. shares: synthetic share of each class's draws, by round, or
+    None.
     """
 
     seed: int
     test_logits: Float[np.ndarray, "n k"]
+    log_prior: Float[np.ndarray, "k"]
     val_logits: Float[np.ndarray, "v k"] | None = None
     curves: Sequence[Mapping[str, Any]] = ()
     seconds: float = 0.0
     images: int = 0
     flops: float | None = None
     data_wait: float | None = None
+    policy_val_logits: Float[np.ndarray, "p k"] | None = None
+    shares: Float[np.ndarray, "r k"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """A way to train the classifier, with its runs.
 
-    log_prior: [k] log of the label distribution that its loss did not already correct for; zeros
-    for balanced softmax. shares: each round's or run's share of synthetic draws by class, or None.
     doses: realised synthetic over real images by class, or None. unmet: images by class that were
     asked for and that the pool lacked, or None.
     uses_pool: whether the costs of generator and selection are part of what it relies on.
+    uses_policy: whether those of the stage mixing are, and with them those of the pool.
     """
 
     name: str
     controller: str
     loss: str
-    log_prior: Float[np.ndarray, "k"]
     runs: tuple[Run, ...]
-    shares: Sequence[Sequence[float]] | None = None
     doses: Sequence[float] | None = None
     uses_pool: bool = False
     unmet: Sequence[int] | None = None
+    uses_policy: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Classes, counts and the labels of val and test.
+    """Classes, counts and the labels of policy_val, val and test.
 
     groups: class indices of "head", "medium", "tail". test_groups: [n] names or numbers.
     protocol: how the splits came about, a JSON object or a sentence. test_openings: how often the
@@ -76,6 +80,7 @@ class Dataset:
     test_labels: Int[np.ndarray, "n"]
     test_groups: Sequence[str] | Sequence[int] | np.ndarray
     val_labels: Int[np.ndarray, "v"] | None = None
+    policy_val_labels: Int[np.ndarray, "p"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,25 @@ class Gallery:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learning:
+    """How the stage mixing learned its policies, one a seed, and what rules are worth on its proxy.
+
+    curves: by the names of `lt_jax.mixing.learn.Trained`, [s, u] over updates; NaN where undefined.
+    trainings: of the classifier, that each policy took. reference_runs: those on real images alone
+    beside them. returns: of a rule, by seed, the "mean", "std" and "n" of the team's return over n
+    fresh episodes. importance: [s, o] of each observation, in nats an agent.
+    """
+
+    seeds: tuple[int, ...]
+    observations: tuple[str, ...]
+    curves: Mapping[str, Float[np.ndarray, "_ u"]]
+    trainings: int
+    reference_runs: int
+    returns: Mapping[str, Sequence[Mapping[str, Any]]]
+    importance: Float[np.ndarray, "_ o"]
+
+
+@dataclasses.dataclass(frozen=True)
 class StageCost:
     """What a stage before the classifier cost."""
 
@@ -143,8 +167,9 @@ class ReportInputs:
     """Everything the report is made from.
 
     config: plain nested values. environment: ENVIRONMENT and further versions.
-    tau: strength of the post-hoc logit adjustment. costs: stages that pool arms rely on.
+    tau: strength of the post-hoc logit adjustment. costs: stages that arms rely on.
     skipped: images left out because they could not be read, each described.
+    learning: of the stage mixing; None where no arm needed it.
     """
 
     command: str
@@ -158,6 +183,7 @@ class ReportInputs:
     gallery: Gallery | None = None
     costs: tuple[StageCost, ...] = ()
     skipped: Sequence[str] = ()
+    learning: Learning | None = None
 
     def __post_init__(self) -> None:
         """Checks that the parts fit, so that no figure is drawn before a mistake is found."""
@@ -175,6 +201,8 @@ class ReportInputs:
             )
         for arm in self.arms:
             _check_arm(arm, self.dataset)
+        if self.learning is not None:
+            _check_learning(self.learning)
 
 
 def _check_dataset(data: Dataset) -> None:
@@ -197,20 +225,38 @@ def _check_arm(arm: Arm, data: Dataset) -> None:
     seeds = [run.seed for run in arm.runs]
     if not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(f"arm {arm.name!r}: seeds {seeds}; takes one run or more, seeds distinct")
-    if arm.log_prior.shape != (k,):
-        raise ValueError(f"arm {arm.name!r}: log_prior {arm.log_prior.shape} for {k} classes")
-    for field, rows in (("doses", [arm.doses]), ("unmet", [arm.unmet]), ("shares", arm.shares)):
-        for row in rows or ():
-            if row is not None and len(row) != k:
-                raise ValueError(f"arm {arm.name!r}: {field} of {len(row)} for {k} classes")
+    for field, row in (("doses", arm.doses), ("unmet", arm.unmet)):
+        if row is not None and len(row) != k:
+            raise ValueError(f"arm {arm.name!r}: {field} of {len(row)} for {k} classes")
+    shapes = {None if run.shares is None else run.shares.shape for run in arm.runs}
+    if len(shapes) > 1 or any(shape is not None and shape[1:] != (k,) for shape in shapes):
+        raise ValueError(
+            f"arm {arm.name!r}: shares of {shapes}; takes as many rounds of {k} classes of each run"
+        )
     for run in arm.runs:
         where = f"arm {arm.name!r}, seed {run.seed}"
         if run.test_logits.shape != (n, k):
             raise ValueError(f"{where}: test logits {run.test_logits.shape}; takes {(n, k)}")
-        if run.val_logits is not None:
-            v = None if data.val_labels is None else len(data.val_labels)
-            if run.val_logits.shape != (v, k):
-                raise ValueError(f"{where}: val logits {run.val_logits.shape}; takes {(v, k)}")
+        if run.log_prior.shape != (k,):
+            raise ValueError(f"{where}: log_prior {run.log_prior.shape} for {k} classes")
+        for split, labels, logits in (
+            ("val", data.val_labels, run.val_logits),
+            ("policy_val", data.policy_val_labels, run.policy_val_logits),
+        ):
+            size = None if labels is None else len(labels)
+            if logits is not None and logits.shape != (size, k):
+                raise ValueError(f"{where}: {split} logits {logits.shape}; takes {(size, k)}")
+
+
+def _check_learning(found: Learning) -> None:
+    s, o = len(found.seeds), len(found.observations)
+    rows = {f"curve {name}": len(curve) for name, curve in found.curves.items()}
+    rows |= {f"returns of {rule}": len(entries) for rule, entries in found.returns.items()}
+    for name, length in rows.items():
+        if length != s:
+            raise ValueError(f"learning: {name} has {length} seeds; takes {s}, {found.seeds}")
+    if found.importance.shape != (s, o):
+        raise ValueError(f"learning: importance {found.importance.shape}; takes {(s, o)}")
 
 
 def sorted_runs(arm: Arm) -> list[Run]:
@@ -231,8 +277,9 @@ def total(costs: Sequence[Run] | Sequence[StageCost]) -> dict[str, Any]:
 def ledger(arm: Arm, costs: Sequence[StageCost]) -> dict[str, Any]:
     """An arm's classifier runs, and apart the stages that it relies on and shares with others."""
     relies_on = None
-    if arm.uses_pool:
-        relies_on = {"stages": [cost.name for cost in costs], **total(costs)}
+    if arm.uses_pool or arm.uses_policy:
+        stages = [cost for cost in costs if cost.name != "mixing" or arm.uses_policy]
+        relies_on = {"stages": [cost.name for cost in stages], **total(stages)}
     waits = [run.data_wait for run in arm.runs if run.data_wait is not None]
     wait = sum(waits) if len(waits) == len(arm.runs) else None
     return {**total(arm.runs), "data_wait": wait, "relies_on": relies_on}

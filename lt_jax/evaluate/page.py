@@ -3,17 +3,25 @@
 import base64
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import fidelity, figures, gallery, metrics, nearness, tables
+from lt_jax.evaluate import (
+    fidelity,
+    figures,
+    gallery,
+    metrics,
+    mixing,
+    mixing_figures,
+    nearness,
+    tables,
+)
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
     Arm,
-    Dataset,
     ReportInputs,
     fidelity_summary,
     ledger,
@@ -57,6 +65,8 @@ def draw(
     if (figure := _fidelity_figure(inputs)) is not None:
         keep("fidelity", figure)
     for name, figure in nearness.figures_of(inputs):
+        keep(name, figure)
+    for name, figure in mixing_figures.figures_of(inputs, MAX_CLASSES):
         keep(name, figure)
     if panels := _curves(inputs.arms):
         keep("learning_curves", figures.learning_curves(panels))
@@ -183,7 +193,8 @@ def render(
         paired_rows=_paired_rows({name: s.comparisons for name, s in plain.items()}),
         real_rows=_paired_rows({name: s.against_rival for name, s in plain.items()}),
         rival=next((a["paired_real"]["baseline"] for a in arms if "paired_real" in a), None),
-        doses=_doses(arms, inputs.dataset),
+        doses=mixing.doses(arms, inputs.dataset, MAX_CLASSES),
+        mixing=mixing.section(inputs, plain, MAX_CLASSES),
         protocol=protocol_rows(inputs.dataset.protocol),
         few_groups=_few_groups(written),
         one_seed=any(s.summaries[metrics.PRIMARY].n == 1 for s in plain.values()),
@@ -256,25 +267,6 @@ def _sentence(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_sentence(item) for item in value) or "none"
     return "none" if value is None else str(value)
-
-
-def _doses(arms: Sequence[Mapping[str, Any]], data: Dataset) -> dict[str, Any] | None:
-    """Arms with synthetic images (or repeats) by class: dose, mean share and what was lacking."""
-    used = [arm for arm in arms if any(arm["doses"] or ()) or any(arm["unmet"] or ())]
-    if not used:
-        return None
-    rows = []
-    for c in np.argsort(data.train_counts, kind="stable")[:MAX_CLASSES].tolist():
-        cells = []
-        for arm in used:
-            notes = []
-            if arm["shares"]:
-                notes.append(f"share {np.mean(arm['shares'], axis=0)[c]:.2f}")
-            if arm["unmet"] and arm["unmet"][c]:
-                notes.append(f"{arm['unmet'][c]:,} lacking")
-            cells.append((f"{arm['doses'][c]:.2f}" if arm["doses"] else "", ", ".join(notes)))
-        rows.append((data.classes[c], cells))
-    return {"arms": [arm["name"] for arm in used], "rows": rows}
 
 
 def _fidelity_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str, list[Any]]]:

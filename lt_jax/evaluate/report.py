@@ -3,12 +3,14 @@
 `write` computes every number from predictions and labels, draws the figures and writes the files,
 report.json last and by rename, so that a folder with report.json holds a whole report.
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
-null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`, `shares`, `doses`,
-`unmet`, `uses_pool`, `ledger.data_wait`, `ledger.relies_on` and, for pool arms, `paired_real`
-(against the arm on real images alone that is best on val) per arm; `pool.fidelity` and
-`pool.memorization` (as described at `inputs.fidelity_summary` and `inputs.memorization_summary`;
-null where it was not measured); `costs`, `skipped_images`, `absent_test_classes`,
-`test_groups_per_class`, `tau` and `summary`.
+null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`,
+`policy_val_balanced_accuracy`, `policy_val_minus_test`, `shares` (of rounds and classes, the mean
+over seeds), `shares_by_seed`, `doses`, `unmet`, `uses_pool`, `uses_policy`, `ledger.data_wait`,
+`ledger.relies_on` and, for pool arms, `paired_real` (against the arm on real images alone that is
+best on val) per arm; `pool.fidelity` and `pool.memorization` (as described at
+`inputs.fidelity_summary` and `inputs.memorization_summary`; null where it was not measured);
+`mixing` (as described at `mixing.learning_summary`; null where no policy was learned); `costs`,
+`skipped_images`, `absent_test_classes`, `test_groups_per_class`, `tau` and `summary`.
 """
 
 import json
@@ -19,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import metrics, page, resampling, statistics, summary, tables
+from lt_jax.evaluate import metrics, mixing, page, resampling, statistics, summary, tables
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
     Arm,
     Dataset,
     Gallery,
+    Learning,
     Pair,
     Pool,
     ReportInputs,
@@ -45,6 +48,7 @@ __all__ = [
     "Arm",
     "Dataset",
     "Gallery",
+    "Learning",
     "Pair",
     "Pool",
     "ReportInputs",
@@ -164,7 +168,7 @@ def _predictions(arm: Arm, tau: float) -> ArmPredictions:
     runs = sorted_runs(arm)
     probabilities = [
         metrics.softmax(
-            metrics.logit_adjust(run.test_logits, arm.log_prior, tau) if tau else run.test_logits,
+            metrics.logit_adjust(run.test_logits, run.log_prior, tau) if tau else run.test_logits,
             f"test predictions of arm {arm.name!r}, seed {run.seed}",
         )
         for run in runs
@@ -192,6 +196,7 @@ def _report(
             "test_openings": data.test_openings,
         },
         "pool": _pool(inputs.pool),
+        "mixing": mixing.learning_summary(inputs.learning),
         "arms": [_arm(arm, inputs, plain[arm.name], adjusted[arm.name]) for arm in inputs.arms],
         "summary": summary.paragraph(inputs, plain),
         "tau": inputs.tau,
@@ -223,7 +228,9 @@ def _arm(
 ) -> dict[str, Any]:
     recall = plain.recall_per_class
     several = len(recall) > 1
-    on_val = summary.on_val(arm, inputs.dataset)
+    splits = mixing.accuracies(arm, inputs.dataset, plain.summaries[PRIMARY])
+    splits = {name: None if s is None else tables.cell_to_json(s) for name, s in splits.items()}
+    shares = mixing.shares_of(arm)
     return {
         "name": arm.name,
         "controller": arm.controller,
@@ -243,11 +250,15 @@ def _arm(
         "metrics_logit_adjusted": {
             name: tables.cell_to_json(s) for name, s in adjusted.summaries.items()
         },
-        "val_balanced_accuracy": None if on_val is None else tables.cell_to_json(on_val),
-        "shares": arm.shares,
+        "val_balanced_accuracy": splits["val"],
+        "policy_val_balanced_accuracy": splits["policy_val"],
+        "policy_val_minus_test": splits["gap"],
+        "shares": None if shares is None else shares.mean(axis=0),
+        "shares_by_seed": shares,
         "doses": arm.doses,
         "unmet": arm.unmet,
         "uses_pool": arm.uses_pool,
+        "uses_policy": arm.uses_policy,
     }
 
 

@@ -17,12 +17,24 @@ from lt_jax.evaluate.statistics import ArmStatistics, Comparison, Summary
 
 def on_val(arm: Arm, data: Dataset) -> Summary | None:
     """Balanced accuracy on val; None unless every run has its logits there."""
-    logits = [run.val_logits for run in sorted_runs(arm) if run.val_logits is not None]
-    if data.val_labels is None or len(data.val_labels) == 0 or len(logits) < len(arm.runs):
+    return _balanced([run.val_logits for run in sorted_runs(arm)], data.val_labels, arm, "val")
+
+
+def on_policy_val(arm: Arm, data: Dataset) -> Summary | None:
+    """Balanced accuracy on policy_val; None unless every run has its logits there."""
+    logits = [run.policy_val_logits for run in sorted_runs(arm)]
+    return _balanced(logits, data.policy_val_labels, arm, "policy_val")
+
+
+def _balanced(
+    logits: Sequence[np.ndarray | None], labels: np.ndarray | None, arm: Arm, split: str
+) -> Summary | None:
+    held = [run for run in logits if run is not None]
+    if labels is None or len(labels) == 0 or len(held) < len(logits):
         return None
-    where = f"val predictions of arm {arm.name!r} (runs by ascending seed)"
-    probabilities: Float[np.ndarray, "m v k"] = metrics.softmax(np.stack(logits), where)
-    return statistics.summarise(metrics.balanced_accuracy(probabilities, data.val_labels))
+    where = f"{split} predictions of arm {arm.name!r} (runs by ascending seed)"
+    probabilities: Float[np.ndarray, "m v k"] = metrics.softmax(np.stack(held), where)
+    return statistics.summarise(metrics.balanced_accuracy(probabilities, labels))
 
 
 def best_on_val(arms: Sequence[Arm], data: Dataset) -> str | None:

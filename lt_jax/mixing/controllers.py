@@ -19,7 +19,7 @@ same s for every class, under equation (3).
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -125,11 +125,19 @@ class FixedShare:
 
 
 @dataclasses.dataclass(frozen=True)
+class Round:
+    """Of a schedule: shares in [0, 1) and factors above 0, of each class; None: all 1."""
+
+    share: tuple[float, ...]
+    factor: tuple[float, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Shares by round and class that were learned elsewhere, or are to be drawn again."""
+    """Shares, and factors if any, by round and class: learned elsewhere, or to be drawn again."""
 
     supply: Supply
-    shares: tuple[tuple[float, ...], ...]
+    rounds: tuple[Round, ...]
     learns = False
 
     def mixture(self, history: Sequence[Feedback]) -> Mixture:
@@ -138,18 +146,20 @@ class Schedule:
         Raises:
           MixtureError: the schedule is of other classes, or has fewer rounds.
         """
-        if len(history) >= len(self.shares):
+        if len(history) >= len(self.rounds):
             raise MixtureError(
-                f"schedule: has {len(self.shares)} rounds, but round {len(history)} is to be "
+                f"schedule: has {len(self.rounds)} rounds, but round {len(history)} is to be "
                 "trained (counted from 0); set config.classify.rounds to those of the schedule"
             )
-        share = np.asarray(self.shares[len(history)])
+        now = self.rounds[len(history)]
+        share = np.asarray(now.share)
         if len(share) != len(self.supply.counts):
             raise MixtureError(
                 f"schedule: has {len(share)} classes, the data set {len(self.supply.counts)}; take "
                 "a schedule of this data set"
             )
-        return self.supply.mix_shares(share)
+        factor = None if now.factor is None else np.asarray(now.factor)
+        return self.supply.mix_shares(share, factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,8 +229,8 @@ def replay_rows(
     return np.concatenate(chosen)
 
 
-def read_schedule(path: pathlib.Path) -> tuple[tuple[float, ...], ...]:
-    """Shares by round and class, of a JSON list with an object a round: {"share": [s_0, ...]}.
+def read_schedule(path: pathlib.Path) -> tuple[Round, ...]:
+    """Of a JSON list with an object a round: {"share": [s_0, ...]}, and "factor" if there is one.
 
     `mixture.json` of a finished arm is one; whatever else its objects hold is not read.
 
@@ -228,22 +238,36 @@ def read_schedule(path: pathlib.Path) -> tuple[tuple[float, ...], ...]:
       MixtureError: there is no such file, or it is no such list.
     """
     try:
-        rounds = json.loads(path.read_text())
-        shares = tuple(tuple(float(share) for share in entry["share"]) for entry in rounds)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        rounds = tuple(
+            Round(
+                _numbers(entry["share"]), _numbers(entry["factor"]) if "factor" in entry else None
+            )
+            for entry in json.loads(path.read_text())
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise MixtureError(
             f"schedule {path}: cannot be read ({error!r}); takes a JSON list with one object a "
             'round, {"share": [one number a class]}, such as mixture.json of a finished arm'
         ) from error
-    if not shares or len({len(entry) for entry in shares}) != 1:
+    lengths = {len(values) for now in rounds for values in (now.share, now.factor or now.share)}
+    if len(lengths) != 1:
         raise MixtureError(f"schedule {path}: takes rounds, all of the same number of classes")
-    for number, entry in enumerate(shares):
-        if not all(0 <= share < 1 for share in entry):
+    for number, now in enumerate(rounds):
+        if not all(0 <= share < 1 for share in now.share):
             raise MixtureError(
-                f"schedule {path}: shares of round {number} are {list(entry)}; takes fractions in "
-                "[0, 1)"
+                f"schedule {path}: shares of round {number} are {list(now.share)}; takes fractions "
+                "in [0, 1)"
             )
-    return shares
+        if not all(factor > 0 for factor in now.factor or ()):
+            raise MixtureError(
+                f"schedule {path}: factors of round {number} are {list(now.factor or ())}; takes "
+                "numbers above 0"
+            )
+    return rounds
+
+
+def _numbers(values: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def mirrored(config: ArmConfig) -> str:
@@ -255,7 +279,7 @@ def mirrored(config: ArmConfig) -> str:
 
 def learns(config: ArmConfig) -> bool:
     """Whether an arm's controller reads feedback on policy_val."""
-    return mirrored(config) in ("accuracy_adaptive", "bandit")
+    return mirrored(config) in ("accuracy_adaptive", "bandit", "policy")
 
 
 def make(
@@ -263,6 +287,7 @@ def make(
     counts: Int[np.ndarray, "k"],
     accepted: Int[np.ndarray, "k"],
     seed: int,
+    learned: Callable[[str, Supply], Controller] | None = None,
 ) -> Controller:
     """The controller of an arm.
 
@@ -271,13 +296,15 @@ def make(
       counts: train images of each class, n_k.
       accepted: accepted synthetic images of each class; zeros where there is no pool.
       seed: decides which real images a replay repeats, and what a bandit or a shuffle draws.
+      learned: makes a rule of `LEARNED`; only these need it.
 
     Raises:
       MixtureError: a class has no train image, synthesis is asked of an empty pool, or a schedule
         cannot be read or is of other classes.
     """
     supply = Supply(tuple(counts.tolist()), tuple(accepted.tolist()), config.sampler)
-    rule = _rule(mirrored(config), config, supply, seed)
+    name = mirrored(config)
+    rule = learned(name, supply) if learned else _rule(name, config, supply, seed)
     rule.mixture(())  # an empty pool is an error now, not when training has begun
     if config.controller == "source_replay":
         return SourceReplay(rule, seed)

@@ -27,7 +27,7 @@ EXPONENTS = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
 
 
 class Draws(NamedTuple):
-    """Rows of the features, labels, and which are synthetic: int32, int32, bool, [... b]."""
+    """Rows of `ProxyData.features`, labels, and which are synthetic: int32, int32, bool [... b]."""
 
     rows: Any
     labels: Any

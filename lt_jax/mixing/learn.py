@@ -29,7 +29,7 @@ import optax
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import PolicyConfig
-from lt_jax.mixing import estimators, networks
+from lt_jax.mixing import estimators, networks, population
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.objectives import Metrics, Samples, clipped_loss, reinforce_loss, value_loss
@@ -92,9 +92,10 @@ class Learner:
     loaded goes on as if nothing had happened.
 
     Attributes:
-      config: its `seed` is left to the caller, who gives a key.
+      config: its `seeds` are left to the caller, who gives a key.
       environment: its rewards are the team's, or each agent's own with `class_values`.
       class_values: let the critic give one value a class, as difference rewards need.
+      together: episodes in one vmap; 0 is all of them (`population`).
 
     Raises ConfigError where there are more minibatches than steps to share out.
     """
@@ -102,6 +103,7 @@ class Learner:
     config: PolicyConfig
     environment: Environment
     class_values: bool = False
+    together: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be cut in minibatches."""
@@ -184,9 +186,9 @@ class Learner:
             choose = lambda observation, at: act(policy, observation, at, False)
             return play(self.environment, choose, key)
 
-        return jax.vmap(one, out_axes=1)(
-            jax.random.split(keys.stream(key, "episodes"), self.config.episodes)
-        )
+        turns = jax.random.split(keys.stream(key, "episodes"), self.config.episodes)
+        played = population.over(one, turns, self.together)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), played)
 
     def _learn_reinforce(
         self, state: LearnState, episodes: Episodes, played: networks.PerPart, key: PRNGKey

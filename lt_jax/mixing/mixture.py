@@ -14,9 +14,10 @@ A rule of shares says s_k itself, 0 where the pool has nothing of the class. All
 are in use then, each drawn more or less often, and with n_k / (1 - s_k) the images, real and
 synthetic, that a set of n_k real ones and this share would have,
 
-  class weight  w_k ~ (n_k / (1 - s_k))^q                                                 (3)
+  class weight  w_k ~ v_k (n_k / (1 - s_k))^q                                             (3)
 
-which is (2) where s_k is (1). Shares may thus change from round to round over the same images.
+which is (2) where s_k is (1) and the factor v_k is 1, as it is for rules that set none. Shares may
+thus change from round to round over the same images.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class Mixture:
     the fraction of class k's draws that are synthetic. `in_use` [k] says how many images these come
     from: the first so many accepted ones of the class in the pool or, with `replay`, so many
     repeats of real ones (`controllers.replay_rows`). `unmet` [k] counts images that were asked for
-    and that the pool lacked, for the report.
+    and that the pool lacked, for the report. `factor` [k] is v_k of equation (3), where one is set.
     """
 
     class_weight: Float[np.ndarray, "k"]
@@ -49,6 +50,7 @@ class Mixture:
     in_use: Int[np.ndarray, "k"]
     unmet: Int[np.ndarray, "k"]
     replay: bool = False
+    factor: Float[np.ndarray, "k"] | None = None
 
     def __post_init__(self) -> None:
         """Raises MixtureError for what a loader cannot draw, whichever policy it comes from."""
@@ -76,13 +78,16 @@ class Feedback:
     """What a controller may learn from: the classifier on policy_val after a round, each [k].
 
     Recall and precision in [0, 1] and margin in [-1, 1] are soft, of probabilities (equations (2),
-    (3) and (5) of `rewards`); loss is the mean cross-entropy in nats.
+    (3) and (5) of `rewards`); losses are mean cross-entropies in nats: of policy_val, and of some
+    train images and images in use of the class, NaN where there are none.
     """
 
     recall: Float[np.ndarray, "k"]
     precision: Float[np.ndarray, "k"]
     margin: Float[np.ndarray, "k"]
     loss: Float[np.ndarray, "k"]
+    real_loss: Float[np.ndarray, "k"]
+    synthetic_loss: Float[np.ndarray, "k"]
 
     @classmethod
     def unmeasured(cls, num_classes: int) -> "Feedback":
@@ -166,7 +171,9 @@ class Supply:
         total = counts + used
         return Mixture(self._weigh(total), used / total, used, asked - used)
 
-    def mix_shares(self, share: Float[np.ndarray, "k"]) -> Mixture:
+    def mix_shares(
+        self, share: Float[np.ndarray, "k"], factor: Float[np.ndarray, "k"] | None = None
+    ) -> Mixture:
         """Equation (3), all accepted images in use. A class of which the pool has none: share 0.
 
         Raises MixtureError where the pool is wholly empty: no share could ever be above 0.
@@ -174,12 +181,13 @@ class Supply:
         self._refuse_empty("synthetic images are asked for by their share")
         counts, accepted = np.asarray(self.counts), np.asarray(self.accepted)
         share = np.where(accepted > 0, share, 0.0)
-        weight = self._weigh(counts / (1 - share))
-        return Mixture(weight, share, accepted, np.zeros_like(accepted))
+        weight = self._weigh(counts / (1 - share), factor)
+        return Mixture(weight, share, accepted, np.zeros_like(accepted), factor=factor)
 
-    def _weigh(self, total: np.ndarray) -> np.ndarray:
+    def _weigh(self, total: np.ndarray, factor: np.ndarray | None = None) -> np.ndarray:
         exponents = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
         weight = total ** exponents.get(self.sampler, 1 / self.temperature)
+        weight = weight if factor is None else factor * weight
         return weight / weight.sum()
 
     def _refuse_empty(self, asked: str) -> None:

@@ -8,7 +8,7 @@
 | dose | log(1 + synthetic draws over real ones), expected, of all rounds so far |
 | recall, precision, margin | on policy_val after the last round (`rewards`, equations 2, 3, 5) |
 | recall_change, precision_change, margin_change | tanh(10 x their changes in the last round) |
-| real_loss, synthetic_loss | log(1 + mean loss / log K) of the images drawn in the last round |
+| real_loss, synthetic_loss | log(1 + mean cross entropy / log K) of draws of the last round |
 | ood | mean out-of-distribution score of the accepted, standardised over classes; 0 without any |
 | fidelity | of the accepted, higher is better; 0 without any |
 | progress | r / R |
@@ -54,7 +54,7 @@ class Track:
     Attributes:
       share: s_k of the last round [k].
       drawn: expected draws of each class so far, real and synthetic [2 k], in batches.
-      losses: mean train loss of what was drawn, real and synthetic [2 k], in units of log K.
+      losses: mean cross entropy of what was drawn, real and synthetic [2 k], in units of log K.
       measured: on policy_val after the last round.
       before: the same one round earlier.
     """

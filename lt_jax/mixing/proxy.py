@@ -1,18 +1,20 @@
-"""The mixing environment on features: an episode trains a linear or MLP head, in matrix products.
+"""The mixing environment on a proxy: an episode trains a small classifier, on features or images.
 
-The problem is that of `environment`. A round is `minibatches` steps of `batch_size` draws with
-replacement (`draws`); where all shares are zero, draws and steps are bit for bit those of real
-images alone. Steps are plain SGD or Adam on the cross entropy of logits z, or with the effective
-counts N (`draws`, equation 3) on the balanced softmax (Ren et al. 2020, arXiv:2007.10740, eq. 3),
+The problem is that of `environment`, the classifier one of `classifiers`. A round is `minibatches`
+steps of `batch_size` draws with replacement (`draws`); where all shares are zero, draws and steps
+are bit for bit those of real images alone. Steps are on the cross entropy of logits z, or with the
+effective counts N (`draws`, equation 3) on the balanced softmax (Ren et al. 2020, arXiv:2007.10740,
+eq. 3),
 
     -log softmax(z + log N)_y                                                               (1)
 
 The reference of head recall (`rewards`, equation 7) is measured once, when an environment is made,
 by a few trainings on real images alone. A difference reward trains its round again for each class,
-with that class's share at zero and the same numbers drawn: K extra rounds, in one vmap.
+with that class's share at zero and the same numbers drawn: K extra rounds. Either is a population,
+`together` of which are trained at once (`population`).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,23 +22,17 @@ import optax
 from flax import struct
 
 from lt_jax.config import ConfigError
-from lt_jax.config.mixing import MixingConfig, ProxyConfig
-from lt_jax.mixing import draws, observations, rewards
+from lt_jax.config.mixing import MixingConfig
+from lt_jax.mixing import draws, observations, population, rewards
+from lt_jax.mixing.classifiers import Classifier, Head, Strategy
 from lt_jax.mixing.draws import Draws
 from lt_jax.mixing.environment import Step
 from lt_jax.mixing.observations import Track
-from lt_jax.mixing.proxy_data import ProxyData
+from lt_jax.mixing.proxy_data import ProxyData, ProxyError
 from lt_jax.runtime import keys
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
-OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam}
-
-
-class Layer(NamedTuple):
-    """Kernel [d e] and bias [e]."""
-
-    kernel: Any
-    bias: Any
+HEAD = Head()
 
 
 @struct.dataclass
@@ -44,7 +40,7 @@ class State:
     """An episode under way.
 
     Attributes:
-      params: of the head, a tuple of Layers; optimizer: state of its optimiser.
+      params: of the classifier; optimizer: state of its optimiser.
       track: what the next observation needs.
       potential: U of `rewards`, equation (8), after the last round; float32 [].
       round: rounds trained; int32 [].
@@ -62,19 +58,22 @@ class ProxyEnv:
     """A pytree, hashed by identity: pass it through jit, or close over it; made by `make`.
 
     Attributes:
-      data: features; reference: recall of real images alone after 0 ... R rounds [R+1 k].
+      data: features or images; reference: recall of real images alone after 0 ... R rounds
+        [R+1 k].
       config: rounds, levels, weights, proxy and reward are read.
+      classifier: what is trained, which reads the data's kind.
       sampler: exponent of the class weights, as a base sampler's name.
-      optimizer: "sgd" or "adam".
       horizon: rounds after which an episode is truncated; 0 is never.
+      together: of its own populations, classifiers in one vmap; 0 is all.
     """
 
     data: Any
     reference: Any
     config: MixingConfig = struct.field(pytree_node=False)
+    classifier: Strategy = struct.field(pytree_node=False, default=HEAD)
     sampler: str = struct.field(pytree_node=False, default="instance")
-    optimizer: str = struct.field(pytree_node=False, default="sgd")
     horizon: int = struct.field(pytree_node=False, default=0)
+    together: int = struct.field(pytree_node=False, default=0)
 
     @property
     def num_agents(self) -> int:
@@ -99,12 +98,11 @@ class ProxyEnv:
 
     def reset(self, key: PRNGKey) -> tuple[Float[Array, "k o"], State]:
         """Fresh parameters, scored on policy_val."""
-        width = self.data.features.shape[-1]
-        params = init_head(self.config.proxy, width, self.num_agents, keys.stream(key, "init"))
+        params = self._trained.init(keys.stream(key, "init"))
         measured = self._measure(params)
         state = State(
             params=params,
-            optimizer=self._make_optimizer().init(params),
+            optimizer=self._trained.optimizer.init(params),
             track=observations.begin(measured),
             potential=self._potential(measured, jnp.zeros((), jnp.int32)),
             round=jnp.zeros((), jnp.int32),
@@ -155,7 +153,7 @@ class ProxyEnv:
         prior = jnp.zeros_like(weight)
         if proxy.loss == "balanced_softmax":
             prior = jnp.log(draws.effective_counts(data.counts, weight, share))
-        params, optimizer, losses = self.fit(state, batches, prior)
+        params, optimizer, losses = self.fit(state, batches, prior, keys.stream(key, "steps"))
         measured = self._measure(params)
         potential = self._potential(measured, state.round + 1)
         drawn = jnp.stack([weight * (1 - share), weight * share])
@@ -170,33 +168,38 @@ class ProxyEnv:
         return State(params, optimizer, track, potential, state.round + 1), team
 
     def fit(
-        self, state: State, batches: Draws, prior: Float[Array, "k"]
+        self, state: State, batches: Draws, prior: Float[Array, "k"], key: PRNGKey
     ) -> tuple[Any, Any, Float[Array, "2 k"]]:
         """Equation (1) on each minibatch of `batches` [n b]; `prior` [k] is log N, or zeros.
 
-        Returns:
-          Parameters, optimiser's state, and the mean loss of each class's draws, real and
-          synthetic, over log K; NaN where there was none.
-        """
-        optimizer, classes = self._make_optimizer(), self.num_agents
+        The i-th step's key is `fold_in(key, i)`.
 
-        def step(carry: tuple[Any, Any], batch: Draws) -> tuple[tuple[Any, Any], Array]:
-            params, slots = carry
+        Returns:
+          Parameters, optimiser's state, and the mean cross entropy of each class's draws, without
+          the prior, real and synthetic, over log K; NaN where there was none.
+        """
+        trained, classes = self._trained, self.num_agents
+
+        def step(
+            carry: tuple[Any, Any], each: tuple[Draws, PRNGKey]
+        ) -> tuple[tuple[Any, Any], Array]:
+            (params, slots), (batch, at) = carry, each
 
             def mean_loss(params: Any) -> tuple[Array, Array]:
-                logits = logits_of(params, self.data.features[batch.rows]) + prior[None]
-                losses = optax.losses.softmax_cross_entropy_with_integer_labels(
-                    logits, batch.labels
-                )
-                return losses.mean(), losses
+                logits = trained.apply(params, self.data.features[batch.rows], at)
+                cross_entropy = optax.losses.softmax_cross_entropy_with_integer_labels
+                losses = cross_entropy(logits + prior[None], batch.labels)
+                return losses.mean(), cross_entropy(logits, batch.labels)
 
             slopes, losses = jax.grad(mean_loss, has_aux=True)(params)
-            updates, slots = optimizer.update(slopes, slots, params)
+            updates, slots = trained.optimizer.update(slopes, slots, params)
             member = jax.nn.one_hot(batch.labels + classes * batch.synthetic, 2 * classes)
             sums = jnp.stack([losses, jnp.ones_like(losses)]) @ member
             return (optax.apply_updates(params, updates), slots), sums
 
-        (params, slots), sums = jax.lax.scan(step, (state.params, state.optimizer), batches)
+        turns = keys.per_example(key, jnp.arange(len(batches.rows)))
+        start = state.params, state.optimizer
+        (params, slots), sums = jax.lax.scan(step, start, (batches, turns))
         total, number = sums.sum(0)
         mean = jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
         return params, slots, mean.reshape(2, classes) / jnp.log(classes)
@@ -205,13 +208,16 @@ class ProxyEnv:
         def without(label: Array) -> Array:
             return self.train_round(state, share.at[label].set(0.0), factor, key)[1]
 
-        return jax.vmap(without)(jnp.arange(self.num_agents))
+        return population.over(without, jnp.arange(self.num_agents), self.together)
 
-    def _make_optimizer(self) -> optax.GradientTransformation:
-        return OPTIMIZERS[self.optimizer](self.config.proxy.learning_rate)
+    @property
+    def _trained(self) -> Classifier:
+        config, shape = self.config, self.data.features.shape[1:]
+        steps = config.rounds * config.proxy.minibatches
+        return self.classifier.make(config.proxy, shape, self.num_agents, steps)
 
     def _measure(self, params: Any) -> rewards.Measured:
-        probabilities = jax.nn.softmax(logits_of(params, self.data.policy_val))
+        probabilities = jax.nn.softmax(self._trained.apply(params, self.data.policy_val, None))
         return rewards.measure(probabilities, self.data.policy_val_labels)
 
     def _potential(self, measured: rewards.Measured, round: Array) -> Array:
@@ -241,36 +247,41 @@ def make(
     data: ProxyData,
     config: MixingConfig,
     *,
+    classifier: Strategy = HEAD,
     sampler: str = "instance",
-    optimizer: str = "sgd",
     horizon: int = 0,
+    together: int = 0,
     reference_runs: int = 8,
     seed: int = 0,
 ) -> ProxyEnv:
     """The environment, its reference measured by `reference_runs` real-only trainings.
 
     Args:
-      data, config, sampler, optimizer, horizon: as of ProxyEnv.
+      data, config, classifier, sampler, horizon, together: as of ProxyEnv.
       reference_runs: at least 1; classifier trainings, to be counted as such.
       seed: of these trainings.
 
     Raises:
-      ConfigError: no level is zero, or a name or number is none of those taken.
+      ConfigError: no level is zero, a name or number is none of those taken, or a network does
+        not fit the images.
+      ProxyError: the classifier reads images and the data are features, or the other way round.
     """
     if 0.0 not in config.levels:
         raise ConfigError(f"mixing.levels: got {config.levels}; takes shares of which one is 0.0")
-    if sampler not in draws.EXPONENTS or optimizer not in OPTIMIZERS:
+    if sampler not in draws.EXPONENTS:
+        raise ConfigError(f"mixing: got sampler={sampler!r}; takes {', '.join(draws.EXPONENTS)}")
+    if horizon < 0 or together < 0 or reference_runs < 1:
         raise ConfigError(
-            f"mixing: got sampler={sampler!r}, optimizer={optimizer!r}; takes "
-            f"{', '.join(draws.EXPONENTS)}; {', '.join(OPTIMIZERS)}"
+            f"mixing: got horizon={horizon}, together={together}, reference_runs={reference_runs}; "
+            "takes 0 or more; 0 or more; 1 or more"
         )
-    if horizon < 0 or reference_runs < 1:
-        raise ConfigError(
-            f"mixing: got horizon={horizon}, reference_runs={reference_runs}; takes 0 or more; 1 "
-            "or more"
+    if classifier.reads != data.kind:
+        raise ProxyError(
+            f"proxy: {type(classifier).__name__} reads {classifier.reads}, and the data are "
+            f"{data.kind}; a Head takes features, a Network images"
         )
     nothing = jnp.zeros((config.rounds + 1, data.sizes.shape[-1]))
-    env = ProxyEnv(data, nothing, config, sampler, optimizer, horizon)
+    env = ProxyEnv(data, nothing, config, classifier, sampler, horizon, together)
     runs = jax.random.split(keys.stream(keys.root(seed), "reference"), reference_runs)
     return env.replace(reference=_real_only_recalls(env, runs).mean(0))  # type: ignore[attr-defined]
 
@@ -290,21 +301,4 @@ def _real_only_recalls(env: ProxyEnv, runs: Array) -> Float[Array, "m r k"]:
         recalls = jax.lax.scan(train, start, turns)[1]
         return jnp.concatenate([start.track.measured.recall[None], recalls])
 
-    return jax.vmap(run)(runs)
-
-
-def init_head(config: ProxyConfig, width: int, classes: int, key: PRNGKey) -> tuple[Layer, ...]:
-    """Fresh parameters: a hidden layer after He et al. (2015), zeros in the last."""
-    if config.head == "linear":
-        return (Layer(jnp.zeros((width, classes)), jnp.zeros(classes)),)
-    kernel = jnp.sqrt(2 / width) * jax.random.normal(key, (width, config.hidden))
-    hidden = Layer(kernel, jnp.zeros(config.hidden))
-    return hidden, Layer(jnp.zeros((config.hidden, classes)), jnp.zeros(classes))
-
-
-def logits_of(params: tuple[Layer, ...], features: Float[Array, "b d"]) -> Float[Array, "b k"]:
-    """Affine layers with ReLUs between."""
-    *hidden, last = params
-    for layer in hidden:
-        features = jax.nn.relu(features @ layer.kernel + layer.bias[None])
-    return features @ last.kernel + last.bias[None]
+    return population.over(run, runs, env.together)

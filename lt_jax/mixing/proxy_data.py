@@ -1,9 +1,10 @@
-"""What a proxy classifier trains on and is measured by: features of train, pool and policy_val.
+"""What a proxy classifier trains on and is measured by: train, pool and policy_val.
 
-Features come from an extractor; each is standardised by its mean and deviation over real train
-images, and one that does not vary there is 0 everywhere. Synthetic images are accepted ones. With
-m_k and g_k the mean features of real and synthetic images of class k, and s^2 the mean squared
-distance of real images to their class's mean, fidelity is, unless it is given,
+Each image is either a row of an extractor's features or the image itself, uint8. A feature is
+standardised by its mean and deviation over real train images, and one that does not vary there is
+0 everywhere; pixels are left as they are. Synthetic images are accepted ones. With m_k and g_k the
+mean features (or pixels) of real and synthetic images of class k, and s^2 the mean squared distance
+of real images to their class's mean, fidelity is, unless it is given,
 
     fidelity_k = 1 / (1 + |m_k - g_k|^2 / s^2)    in (0, 1]; 0 without synthetic images     (1)
 
@@ -18,14 +19,17 @@ import numpy as np
 from flax import struct
 
 from lt_jax.errors import UserError
-from lt_jax.shapes import Array, Bool, Float, Int
+from lt_jax.shapes import Array, Bool, Float, Int, UInt8
 
 # Deviation of a feature, over the largest of any, from which on it varies: below is rounding.
 LEAST_DEVIATION = 1e-5
 
+# Features [n d], or images [n h w c]; `_check` says what is wrong with others.
+Inputs = Float[np.ndarray, "..."] | UInt8[np.ndarray, "..."]
+
 
 class ProxyError(UserError, ValueError):
-    """Features or labels that no proxy classifier can be trained on or measured by."""
+    """Features, images or labels that no proxy classifier can be trained on or measured by."""
 
 
 @struct.dataclass
@@ -33,10 +37,11 @@ class ProxyData:
     """Device-resident, a pytree of arrays; made by `collect`.
 
     Attributes:
-      features: standardised, of real and then synthetic images, each by class; float32 [n d].
+      features: what the classifier sees of real and then synthetic images, each by class:
+        standardised features float32 [n d], or images uint8 [n h w c].
       starts: first row of each class, real and synthetic, int32 [2 k].
       sizes: rows of each class, real and synthetic, int32 [2 k]; the real ones at least 1.
-      policy_val: its features, float32 [v d]; policy_val_labels: int32 [v].
+      policy_val: likewise [v d] or [v h w c]; policy_val_labels: int32 [v].
       head: classes of the head, bool [k].
       ood: mean out-of-distribution score of the synthetic images, standardised over the
         classes that have any; 0 for others; float32 [k].
@@ -53,6 +58,11 @@ class ProxyData:
     fidelity: Any
 
     @property
+    def kind(self) -> str:
+        """Which of "features" and "images"."""
+        return "images" if self.features.dtype == jnp.uint8 else "features"
+
+    @property
     def counts(self) -> Float[Array, "k"]:
         """Real train images of each class, n_k."""
         return self.sizes[0].astype(jnp.float32)
@@ -64,40 +74,41 @@ class ProxyData:
 
 
 def collect(
-    real: Float[np.ndarray, "n d"],
+    real: Inputs,
     real_labels: Int[np.ndarray, "n"],
-    synthetic: Float[np.ndarray, "m _"],
+    synthetic: Inputs,
     synthetic_labels: Int[np.ndarray, "m"],
     scores: Float[np.ndarray, "m"],
-    policy_val: Float[np.ndarray, "v _"],
+    policy_val: Inputs,
     policy_val_labels: Int[np.ndarray, "v"],
     *,
     classes: Sequence[str],
     head: Bool[np.ndarray, "k"],
     fidelity: Float[np.ndarray, "k"] | None = None,
 ) -> ProxyData:
-    """Checks, standardises and sorts, on host.
+    """Checks, standardises features, and sorts, on host.
 
     Args:
-      real: features of train images, and their labels.
-      synthetic: features of accepted synthetic images, and their labels; may be empty.
+      real: train images, as features [n d] or as uint8 images [n h w c], and their labels.
+      synthetic: accepted synthetic images, in the same form, and their labels; may be empty.
       scores: their out-of-distribution scores, higher is further out.
-      policy_val: features of policy_val images, and their labels.
+      policy_val: its images, in the same form, and their labels.
       classes: names, in the order of labels; K >= 2.
       head: which classes must keep their recall.
       fidelity: of each class's synthetic images, higher is better; None is equation (1).
 
     Raises:
       ProxyError: a class has no image in train or in policy_val, a label is of no class, a
-        feature or score is not finite, or the sets have not the same features.
+        feature or score is not finite, or the sets have not the same features, or images of the
+        same size.
     """
     sets = {
         "train": (real, real_labels),
         "the pool": (synthetic, synthetic_labels),
         "policy_val": (policy_val, policy_val_labels),
     }
-    for where, (features, labels) in sets.items():
-        _check(where, features, labels, len(classes), real.shape[1])
+    for where, (inputs, labels) in sets.items():
+        _check(where, inputs, labels, len(classes), real)
     if not np.isfinite(scores).all():
         raise ProxyError(
             "proxy: an out-of-distribution score of the pool is not finite; run synthesize again"
@@ -105,8 +116,11 @@ def collect(
     counts, pool, seen = (np.bincount(each, minlength=len(classes)) for _, each in sets.values())
     _refuse_absent("train", counts, classes, "lower imbalance_factor")
     _refuse_absent("policy_val", seen, classes, "raise config.data.split.policy_val")
-    mean, inverse = _standardisation(real)
-    standard = [((each - mean[None]) * inverse[None]) for each in (real, synthetic, policy_val)]
+    standard = [real, synthetic, policy_val]
+    if real.dtype != np.uint8:
+        mean, inverse = _standardisation(real)
+        standard = [((each - mean[None]) * inverse[None]) for each in standard]
+    kept = np.uint8 if real.dtype == np.uint8 else np.float32
     rows = [standard[0][np.argsort(real_labels, kind="stable")]]
     rows += [standard[1][np.argsort(synthetic_labels, kind="stable")]]
     sizes = np.stack([counts, pool])
@@ -114,10 +128,10 @@ def collect(
     if fidelity is None:
         fidelity = _fidelity(standard[0], real_labels, standard[1], synthetic_labels, pool)
     return ProxyData(
-        features=jnp.asarray(np.concatenate(rows), jnp.float32),
+        features=jnp.asarray(np.concatenate(rows), kept),
         starts=jnp.asarray(starts.reshape(sizes.shape), jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
-        policy_val=jnp.asarray(standard[2], jnp.float32),
+        policy_val=jnp.asarray(standard[2], kept),
         policy_val_labels=jnp.asarray(policy_val_labels, jnp.int32),
         head=jnp.asarray(head, bool),
         ood=jnp.asarray(_standard_scores(scores, synthetic_labels, pool), jnp.float32),
@@ -126,21 +140,31 @@ def collect(
 
 
 def _check(
-    where: str, features: np.ndarray, labels: np.ndarray, num_classes: int, width: int
+    where: str, inputs: np.ndarray, labels: np.ndarray, num_classes: int, real: np.ndarray
 ) -> None:
     if num_classes < 2:
         raise ProxyError(f"proxy: got {num_classes} classes; takes 2 or more")
-    if features.shape[1] != width:
+    images = inputs.dtype == np.uint8
+    if inputs.ndim != (4 if images else 2):
         raise ProxyError(
-            f"proxy: {features.shape[1]} features in {where} and {width} in train; take all from "
-            "one extractor"
+            f"proxy: {inputs.dtype} of shape {inputs.shape} in {where}; takes features, float "
+            "[n d], or images, uint8 [n h w c] in 0 to 255"
         )
+    if images != (real.dtype == np.uint8):
+        kinds = ("images", "features") if images else ("features", "images")
+        raise ProxyError(f"proxy: {kinds[0]} in {where} and {kinds[1]} in train; take one for all")
+    if inputs.shape[1:] != real.shape[1:]:
+        sizes = ["x".join(map(str, each.shape[1:])) for each in (inputs, real)]
+        what, remedy = "features", "take all from one extractor"
+        if images:
+            what, remedy = "pixels", "resize all to config.data.image_size"
+        raise ProxyError(f"proxy: {sizes[0]} {what} in {where} and {sizes[1]} in train; {remedy}")
     if np.any(bad := (labels < 0) | (labels >= num_classes)):
         row = int(np.flatnonzero(bad)[0])
         raise ProxyError(
             f"proxy: label {labels[row]} in {where}, row {row}; takes 0 to {num_classes - 1}"
         )
-    if not np.isfinite(features).all():
+    if not np.isfinite(inputs).all():
         raise ProxyError(
             f"proxy: the features of {where} are not finite; the extractor diverged: lower its "
             "learning rate"
@@ -174,7 +198,8 @@ def _fidelity(
     synthetic_labels: np.ndarray,
     pool: np.ndarray,
 ) -> np.ndarray:
-    """Equation (1)."""
+    """Equation (1); of images, the pixels are the features."""
+    real, synthetic = (each.reshape(len(each), real[0].size) for each in (real, synthetic))
     means = _class_means(real, real_labels, len(pool))
     spread = np.square(real - means[real_labels]).sum(-1).mean()
     away = np.square(means - _class_means(synthetic, synthetic_labels, len(pool))).sum(-1)

@@ -41,10 +41,18 @@ def play(environment: Environment, choose: Choose, key: PRNGKey) -> Episodes:
 
     What an environment does when stepped after its end has no effect.
     """
+    return _episode(environment, lambda observation, at, _: choose(observation, at), key, None)
 
-    def step(carry: tuple, at: PRNGKey) -> tuple[tuple, tuple]:
-        observation, state, alive = carry
-        action = choose(observation, keys.stream(at, "action"))
+
+def replay(environment: Environment, actions: Int[Array, "t k *heads"], key: PRNGKey) -> Episodes:
+    """The episode of a schedule: as `play` with the same key, where that chose `actions`."""
+    return _episode(environment, lambda observation, at, action: action, key, actions)
+
+
+def _episode(environment: Environment, choose: Callable, key: PRNGKey, given: Any) -> Episodes:
+    def step(carry: tuple, turn: tuple[PRNGKey, Any]) -> tuple[tuple, tuple]:
+        (observation, state, alive), (at, hint) = carry, turn
+        action = choose(observation, keys.stream(at, "action"), hint)
         new = environment.step(state, action, keys.stream(at, "step"))
         terminated, truncated = new.terminated & alive, new.truncated & alive
         reward, team = (jnp.where(alive, got, 0.0) for got in (new.reward, new.info["team"]))
@@ -60,5 +68,5 @@ def play(environment: Environment, choose: Choose, key: PRNGKey) -> Episodes:
     observation, state = environment.reset(keys.stream(key, "reset"))
     start = (observation, state, jnp.ones((), bool))
     turns = jax.random.split(keys.stream(key, "turns"), environment.rounds)
-    (last, *_), (observations, *rest) = jax.lax.scan(step, start, turns)
+    (last, *_), (observations, *rest) = jax.lax.scan(step, start, (turns, given))
     return Episodes(jnp.concatenate([observations, last[None]]), *rest)

@@ -247,6 +247,28 @@ def test_feedback_is_of_policy_val_alone(mixed, live):
     assert again.recall.tolist() == told.recall.tolist()
 
 
+def test_a_controller_is_told_the_losses_of_some_train_images(mixed, live, monkeypatch):
+    monkeypatch.setattr(train, "LOOKED_AT", 4)
+    forward = train.predict.make_forward(RECIPE.model, 3, mesh.make_mesh(1))
+    some = dataclasses.replace(mixed, extra_rows=[*mixed.extra_rows[:2], np.zeros(0, int)])
+    told = train.measure(forward, live[1], some, RECIPE.batch_size)
+
+    def mean_loss(images, rows, label):
+        logits, _ = train.predict.predict(forward, live[1], images, rows, 16)
+        return -np.mean(jax.nn.log_softmax(logits)[:, label])
+
+    for label in range(3):
+        expected = mean_loss(some.real, some.train_rows[label][:4], label)
+        np.testing.assert_allclose(told.real_loss[label], expected, rtol=1e-5)
+    for label in range(2):
+        expected = mean_loss(some.extra, some.extra_rows[label][:4], label)
+        np.testing.assert_allclose(told.synthetic_loss[label], expected, rtol=1e-5)
+    assert np.isnan(told.synthetic_loss[2])
+    alone = dataclasses.replace(mixed, extra=None, extra_rows=None)
+    told = train.measure(forward, live[1], alone, RECIPE.batch_size)
+    assert np.isnan(told.synthetic_loss).all() and np.isfinite(told.real_loss).all()
+
+
 def test_shares_of_zero_in_use_reproduce_the_real_only_run(data, mixed, tmp_path):
     """With a pool at hand, all of whose images are in use, and feedback after each round."""
     alone, _ = fit(data, tmp_path / "alone")

@@ -13,7 +13,10 @@ K = len(CLASSES)
 
 
 def make_arm(name, seeds, labels, val_labels, strength, uses_pool=False):
+    """Labels of test, of val, and for policy_val half of those of val."""
     runs = []
+    log_prior = np.log(np.array([0.6, 0.2, 0.15, 0.05]))
+    shares = np.array([[0.0, 0.1, 0.2, 0.5], [0.0, 0.1, 0.2, 0.3]])
     for seed in seeds:
         rng = np.random.default_rng([len(name), seed])
         logits = lambda y, rng=rng: (strength * np.eye(K)[y] + rng.normal(size=(len(y), K))).astype(
@@ -23,16 +26,16 @@ def make_arm(name, seeds, labels, val_labels, strength, uses_pool=False):
             {"step": step, "loss": 1 / (1 + step), "val_balanced_accuracy": step / 200}
             for step in (0, 50, 100)
         ]
-        runs.append(
-            report.Run(seed, logits(labels), logits(val_labels), curves, 10.0, 1000, 1e9, 0.4)
-        )
+        cost = (10.0, 1000, 1e9, 0.4)
+        test, val, policy_val = map(logits, (labels, val_labels, val_labels[::2]))
+        mixed = shares + 0.01 * seed if uses_pool else None
+        run = report.Run(seed, test, log_prior, val, curves, *cost, policy_val, mixed)
+        runs.append(run)
     return report.Arm(
         name,
         "uniform" if uses_pool else "none",
         "balanced_softmax" if name == "balanced_softmax" else "cross_entropy",
-        np.log(np.array([0.6, 0.2, 0.15, 0.05])),
         tuple(runs),
-        shares=[[0.0, 0.1, 0.2, 0.5]] if uses_pool else None,
         doses=[0.0, 0.1, 0.2, 1.0] if uses_pool else None,
         uses_pool=uses_pool,
         unmet=[0, 0, 0, 37] if uses_pool else None,
@@ -66,6 +69,7 @@ def make_inputs(seeds=(2, 0, 1), **changes):
             labels,
             [f"g{i // 2}" for i in range(120)],
             val_labels,
+            val_labels[::2],
         ),
         arms=(
             make_arm("ce", seeds, labels, val_labels, 1.0),

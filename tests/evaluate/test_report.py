@@ -18,6 +18,7 @@ SECTIONS = (
     "galleries",
     "selection",
     "doses",
+    "mixing",
     "curves",
     "recall",
     "table",
@@ -128,7 +129,7 @@ def test_html_is_self_contained_and_whole(written):
     assert sources and all(s.startswith(("#", "data:image/png;base64,")) for s in sources)
     for section in SECTIONS:
         assert f'id="{section}"' in html and f'href="#{section}"' in html
-    assert html.count("<img") == len(list((out / "figures").glob("*.png"))) == 8
+    assert html.count("<img") == len(list((out / "figures").glob("*.png"))) == 9
     assert "bkl &amp; &lt;b&gt;" in html and "<b>" not in html
     assert "ISIC_0001.jpg: truncated" in html
     assert "viewport" in html and "color-scheme: light dark" in html
@@ -197,8 +198,8 @@ def test_the_page_shows_doses_what_was_lacking_and_the_wait_for_data(written):
     returned, out = written
     html = (out / "report.html").read_text(encoding="utf-8")
     assert returned["arms"][2]["unmet"] == [0, 0, 0, 37]
-    assert "1.00<small>share 0.50, 37 lacking</small>" in html
-    assert "0.20<small>share 0.20</small>" in html
+    assert "1.00<small>share 0.41, 37 lacking</small>" in html  # over rounds and seeds
+    assert "0.20<small>share 0.21</small>" in html
     assert html.count("lacking</small>") == 1
     assert html.count("<td>4.0%</td>") == 3
 
@@ -291,10 +292,27 @@ def test_logit_adjustment_enters_with_tau_and_prior(inputs):
     adjusted = report._analyse(inputs, tau=1.0, permutations=0)["ce"].summaries["accuracy"]
     arm = inputs.arms[0]
     expected = [
-        ((run.test_logits - arm.log_prior).argmax(axis=1) == inputs.dataset.test_labels).mean()
+        ((run.test_logits - run.log_prior).argmax(axis=1) == inputs.dataset.test_labels).mean()
         for run in sorted(arm.runs, key=lambda r: r.seed)
     ]
     np.testing.assert_allclose(adjusted.values, expected)
+
+
+def test_each_run_is_adjusted_by_the_prior_of_its_own_draws(inputs):
+    arm = inputs.arms[0]
+    tilted = np.array([0.0, 0.0, 0.0, -50.0])  # of one seed alone: all there becomes class 3
+    runs = tuple(
+        dataclasses.replace(run, log_prior=tilted) if run.seed == 1 else run for run in arm.runs
+    )
+    changed = dataclasses.replace(
+        inputs, arms=(dataclasses.replace(arm, runs=runs), *inputs.arms[1:])
+    )
+    before, after = (
+        report._analyse(i, tau=1.0, permutations=0)["ce"].summaries["accuracy"].values
+        for i in (inputs, changed)
+    )
+    assert after[1] == (inputs.dataset.test_labels == 3).mean() != before[1]
+    assert (after[0], after[2]) == (before[0], before[2])
 
 
 def test_nan_logits_name_arm_seed_and_row_before_anything_is_written(tmp_path, inputs):

@@ -12,7 +12,7 @@ LEVELS = (0.0, 0.3, 0.6)
 
 def told(recall):
     recall = np.asarray(recall, float)
-    return Feedback(recall, recall, 2 * recall - 1, 1 - recall)
+    return Feedback(recall, recall, 2 * recall - 1, *[1 - recall] * 3)
 
 
 def played(bandit, pay, rounds):

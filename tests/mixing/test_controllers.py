@@ -17,6 +17,7 @@ from lt_jax.mixing.controllers import (
     Mixture,
     MixtureError,
     NoSynthesis,
+    Round,
     Schedule,
     Shuffled,
     SourceReplay,
@@ -282,12 +283,23 @@ def schedule_file(tmp_path, content):
     return path
 
 
+def rounds_of(*shares):
+    return tuple(Round(tuple(share)) for share in shares)
+
+
+def test_a_schedule_s_factors_multiply_the_draws_of_their_class(tmp_path):
+    path = schedule_file(tmp_path, [{"share": [0.5, 0.0], "factor": [1, 3]}, {"share": [0.5, 0.5]}])
+    made = Schedule(Supply((30, 10), (9, 9)), read_schedule(path))
+    np.testing.assert_allclose(made.mixture(()).class_weight, [2 / 3, 1 / 3])
+    np.testing.assert_allclose(made.mixture(blank(1)).class_weight, [3 / 4, 1 / 4])
+
+
 def test_a_schedule_replays_its_rounds(tmp_path):
     rounds = [[0.0, 0.1, 0.2, 0.3], [0.1 + 0.2, 0.0, 0.5, 1 / 3]]
     path = schedule_file(tmp_path, [{"share": shares, "more": 1} for shares in rounds])
     config = ArmConfig(controller="schedule", schedule=str(path), sampler="square_root")
     made = controllers.make(config, np.asarray(COUNTS), np.asarray([9, 9, 0, 9]), 0)
-    assert made == Schedule(supply((9, 9, 0, 9), "square_root"), tuple(map(tuple, rounds)))
+    assert made == Schedule(supply((9, 9, 0, 9), "square_root"), rounds_of(*rounds))
     assert not made.learns
     np.testing.assert_array_equal(made.mixture(blank(1)).share, [0.1 + 0.2, 0.0, 0.0, 1 / 3])
     np.testing.assert_array_equal(
@@ -309,6 +321,8 @@ def test_a_schedule_replays_its_rounds(tmp_path):
         ([{"share": [0.1]}, {"share": [0.1, 0.2]}], "the same number of classes"),
         ([{"share": [0.1]}, {"share": [1.0]}], r"shares of round 1 are \[1.0\]"),
         ('[{"share": [NaN]}]', "shares of round 0"),
+        ([{"share": [0.1], "factor": [1.0, 2.0]}], "the same number of classes"),
+        ([{"share": [0.1], "factor": [0.0]}], r"factors of round 0 are \[0.0\]"),
     ],
 )
 def test_a_schedule_that_is_none_is_refused(tmp_path, content, message):
@@ -323,7 +337,7 @@ def test_a_shuffle_gives_every_class_another_one_s_share():
     rounds = ((0.1, 0.2, 0.0, 0.4), (0.4, 0.3, 0.0, 0.1))
     found = set()
     for seed in range(20):
-        shuffled = Shuffled(Schedule(source, rounds), source, seed)
+        shuffled = Shuffled(Schedule(source, rounds_of(*rounds)), source, seed)
         first, second = shuffled.mixture(()), shuffled.mixture(blank(1))
         places = [rounds[0].index(share) for share in first.share]
         assert sorted(places) == [0, 1, 2, 3] and places[2] == 2  # of which there is no image
@@ -334,7 +348,7 @@ def test_a_shuffle_gives_every_class_another_one_s_share():
         found.add(tuple(places))
     assert len(found) == 2  # the circles of three
     pair = Supply((50, 5), (9, 9))
-    swapped = Shuffled(Schedule(pair, ((0.1, 0.6),)), pair, 0).mixture(())
+    swapped = Shuffled(Schedule(pair, rounds_of((0.1, 0.6))), pair, 0).mixture(())
     np.testing.assert_array_equal(swapped.share, [0.6, 0.1])
 
 

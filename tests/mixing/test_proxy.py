@@ -117,6 +117,19 @@ def test_zero_shares_train_what_a_plain_loop_over_real_images_trains(getkey):
     np.testing.assert_allclose(after.state.params[0].bias[0], params["b"], atol=1e-5)
 
 
+def test_losses_are_told_without_the_prior_that_training_adds(getkey):
+    """As a live policy is told them; fresh heads give log K to every image, whatever the prior."""
+    proxied = dataclasses.replace(PROXY, loss="balanced_softmax", minibatches=1)
+    env = make(dataclasses.replace(CONFIG, proxy=proxied))
+    _, state = env.reset(getkey())
+    share = jnp.array([0.5, 0.0, 0.8])
+    after, _ = env.train_round(state, share, jnp.ones(3), getkey())
+    np.testing.assert_allclose(after.track.losses, 1.0, rtol=1e-6)
+    plain = make(dataclasses.replace(CONFIG, proxy=dataclasses.replace(PROXY, minibatches=1)))
+    other, _ = plain.train_round(state, share, jnp.ones(3), getkey())
+    assert np.abs(after.params[-1].bias - other.params[-1].bias).max() > 1e-3
+
+
 def test_a_vmapped_population_equals_a_loop(getkey):
     env, runs = plain(), jax.random.split(getkey(), 3)
     together = jax.vmap(episode, (None, None, 0))(env, ACTIONS, runs)[2]
@@ -183,7 +196,8 @@ def test_there_is_no_way_in_for_test_data():
     numbers = {"starts", "sizes", "head", "ood", "fidelity"}
     assert {field.name for field in dataclasses.fields(proxy_data.ProxyData)} == images | numbers
     assert set(inspect.signature(proxy.make).parameters) == {
-        *("data", "config", "sampler", "optimizer", "horizon", "reference_runs", "seed")
+        *("data", "config", "classifier", "sampler", "horizon", "together"),
+        *("reference_runs", "seed"),
     }
     data = proxy_data.collect(**arrays())
     assert len(data.features) == sum(COUNTS) + sum(POOL) and len(data.policy_val) == sum(SEEN)
@@ -212,9 +226,11 @@ def test_few_and_many_classes(getkey, classes, head, loss, optimizer, weights):
     rng = np.random.default_rng(1)
     counts = rng.integers(1, 9, classes)
     given = arrays(counts, rng.integers(0, 4, classes), np.full(classes, 2))
-    proxied = dataclasses.replace(PROXY, head=head, loss=loss, minibatches=2, batch_size=64)
+    proxied = dataclasses.replace(
+        PROXY, head=head, loss=loss, optimizer=optimizer, minibatches=2, batch_size=64
+    )
     config = dataclasses.replace(CONFIG, proxy=proxied, weights=weights, rounds=1)
-    env = make(config, given, optimizer=optimizer, sampler="square_root")
+    env = make(config, given, sampler="square_root")
     assert isinstance(env, Environment)
     assert env.num_actions == ((3, 2) if weights else (3,))
     shape = (1, classes, 2) if weights else (1, classes)
@@ -281,8 +297,8 @@ def test_permuting_classes_permutes_training_and_observations(getkey):
     relabelled = draws.Draws(
         jnp.array(same)[rows], jnp.asarray(order)[batches.labels], batches.synthetic
     )
-    params, _, losses = one.fit(state, batches, jnp.zeros(3))
-    theirs, _, their_losses = other.fit(other.reset(key)[1], relabelled, jnp.zeros(3))
+    params, _, losses = one.fit(state, batches, jnp.zeros(3), key)
+    theirs, _, their_losses = other.fit(other.reset(key)[1], relabelled, jnp.zeros(3), key)
     np.testing.assert_allclose(theirs[0].kernel[:, order], params[0].kernel, atol=1e-6)
     np.testing.assert_allclose(their_losses[:, order], losses, atol=1e-5)
     np.testing.assert_allclose(

@@ -1,0 +1,108 @@
+"""Once a policy is learned: its schedule, what it reads, and how all rules do on fresh episodes."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.config import MixingConfig
+from lt_jax.mixing import networks, population, rollout, search
+from lt_jax.mixing.environment import Environment
+from lt_jax.mixing.learn import Learner
+from lt_jax.mixing.networks import Policy
+from lt_jax.runtime import keys
+from lt_jax.shapes import Array, Float, Int, PRNGKey
+
+COMPARED = 32  # episodes of each rule
+SHUFFLES = 4  # of each observation
+
+Parts = Int[np.ndarray, "r k p"]  # of a schedule: level, and weight where there are any
+
+
+def greedy_schedule(learner: Learner, policy: Policy, key: PRNGKey) -> Parts:
+    """What the policy chooses in one greedy episode of its environment."""
+    return np.asarray(jax.jit(_greedy(learner, policy))(key).action)
+
+
+def searched_schedule(learner: Learner, key: PRNGKey) -> Parts:
+    """The best of as many random schedules as the policy had trainings."""
+    env, config = learner.environment, learner.config
+    trainings, together = config.updates * config.episodes, learner.together or search.CHUNK
+    found = jax.jit(lambda key: search.random_search(env, key, trainings, together)[0])(key)
+    return np.asarray(found).reshape(env.rounds, env.num_agents, len(env.num_actions))
+
+
+def fixed_schedules(env: Environment, mixing: MixingConfig) -> dict[str, Parts]:
+    """Each level for every class in every round, weights as near 1 as there are."""
+    found = {}
+    plain = int(np.abs(np.asarray(mixing.weights or (1.0,)) - 1).argmin())
+    for level, share in enumerate(mixing.levels):
+        fixed = np.full((env.rounds, env.num_agents, len(env.num_actions)), plain)
+        fixed[..., 0] = level
+        found[f"fixed {share:g}"] = fixed
+    return found
+
+
+def returns(
+    learner: Learner, policy: Policy, schedules: dict[str, Parts], key: PRNGKey
+) -> dict[str, dict[str, float]]:
+    """The team's return by rule: mean, sample deviation and number of the same fresh episodes."""
+    env = learner.environment
+    episodes = jax.random.split(key, COMPARED)
+
+    def team(episode: Callable[[PRNGKey], rollout.Episodes]) -> Float[Array, "n"]:
+        total = lambda at: episode(at).team.sum()
+        return population.over(total, episodes, learner.together)
+
+    @jax.jit
+    def replayed(actions: Int[Array, "r k *heads"]) -> Float[Array, "n"]:
+        return team(lambda at: rollout.replay(env, actions, at))
+
+    found = {"policy": jax.jit(lambda: team(_greedy(learner, policy)))()}
+    for name, parts in schedules.items():
+        found[name] = replayed(jnp.asarray(parts if env.num_actions[1:] else parts[..., 0]))
+    return {
+        name: {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "n": COMPARED}
+        for name, values in found.items()
+    }
+
+
+def importance(learner: Learner, policy: Policy, key: PRNGKey) -> list[float]:
+    """How far the policy's choices move when one observation is shuffled, in nats an agent, [o].
+
+    Permutation importance (Breiman 2001), of the policy rather than of its return: the mean of
+    KL(pi(. | o) || pi(. | o')), where o' has one feature from another time, episode and class.
+    """
+    actor = learner.modules.actor
+    seen = learner.episodes(policy, keys.stream(key, "episodes")).observation[:-1]
+    before = networks.logits(actor, policy, seen)
+
+    def moved(feature: Int[Array, ""], at: PRNGKey) -> Float[Array, ""]:
+        order = jax.random.permutation(at, seen[..., 0].size)
+        column = jnp.take(seen, feature, axis=-1)
+        other = seen.at[..., feature].set(column.ravel()[order].reshape(column.shape))
+        return networks.divergence(before, networks.logits(actor, policy, other)).mean()
+
+    def mean(feature: Int[Array, ""]) -> Float[Array, ""]:
+        draws = jax.random.split(keys.stream(key, "shuffles"), SHUFFLES)
+        return jax.vmap(moved, (None, 0))(feature, draws).mean()
+
+    each = jax.jit(functools.partial(jax.lax.map, mean))
+    return each(jnp.arange(seen.shape[-1])).tolist()
+
+
+def entries(mixing: MixingConfig, schedule: Parts) -> list[dict[str, list[float]]]:
+    """A schedule as `controllers.read_schedule` takes it."""
+    rounds = [{"share": np.asarray(mixing.levels)[now[:, 0]].tolist()} for now in schedule]
+    if mixing.weights:
+        for entry, now in zip(rounds, schedule, strict=True):
+            entry["factor"] = np.asarray(mixing.weights)[now[:, 1]].tolist()
+    return rounds
+
+
+def _greedy(learner: Learner, policy: Policy) -> Callable[[PRNGKey], rollout.Episodes]:
+    act = networks.make_act(learner.config, learner.environment.num_actions)
+    choose = lambda observation, at: act(policy, observation, at, True)
+    return functools.partial(rollout.play, learner.environment, choose)

@@ -1,0 +1,281 @@
+"""The stage mixing: policies learned on a proxy classifier, and what they are compared with there.
+
+A policy a seed is learned (`mixing.learn`), all seeds in one program, on train and policy_val
+images and the pool's accepted ones: on their features, or as they are, by the network of
+`classify`. Its greedy episode on the proxy is the schedule that `policy_schedule` replays;
+`random_search` has as many trainings of the same proxy and keeps the best of its random schedules.
+Validation and test images are never asked for.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lt_jax.classify import predict
+from lt_jax.config import MixingConfig
+from lt_jax.context import Context
+from lt_jax.data.pool import PoolReader
+from lt_jax.mixing import (
+    classifiers,
+    comparison,
+    controllers,
+    learn,
+    learned,
+    networks,
+    observations,
+    population,
+    proxy,
+)
+from lt_jax.mixing.networks import Policy
+from lt_jax.mixing.proxy_data import ProxyData, collect
+from lt_jax.runtime import checkpoint, faults, files, keys, metrics, progress
+from lt_jax.runtime.ledger import Clock, Ledger
+from lt_jax.shapes import Float, Params
+
+SAVE_EVERY = 20  # updates
+
+
+@flax.struct.dataclass
+class Training:
+    """Where learning stands: states of all seeds [s ...], and their curves [s u], NaN from here."""
+
+    states: Any
+    curves: Any
+
+
+@flax.struct.dataclass
+class Learnt:
+    """What acting takes: policies [s ...] by seed, and what agents see of the data."""
+
+    policies: Any
+    standing: Any
+
+
+def run(folder: pathlib.Path, context: Context) -> Ledger:
+    """Learns, or goes on learning; writes policies, schedules, curves and comparisons."""
+    config = context.config.mixing
+    costs = Ledger()
+    clock = Clock(costs)
+    data = proxy_data(context)
+    env = _environment(context, data)
+    learner = learn.Learner(config.policy, env, config.reward.difference, config.together)
+    clock.read()
+    training, spent = _learn(learner, folder, context)
+    clock = Clock(costs)
+    policies = jax.vmap(lambda state: state.policy)(training.states)
+    checkpoint.save_tree(folder / "policies", Learnt(policies, _standing(data)))
+    _save(folder / "curves.json", _curves(config.policy.seeds, training))
+    found = [
+        _compare(learner, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
+        for s, seed in enumerate(config.policy.seeds)
+    ]
+    for seed, (schedules, _) in zip(config.policy.seeds, found, strict=True):
+        for rule, rounds in schedules.items():
+            _save(folder / "schedules" / f"{rule}_{seed}.json", rounds)
+    told = {
+        "seeds": list(config.policy.seeds),
+        "classes": context.data[0].classes,
+        "observations": list(env.observations),
+        "trainings": config.policy.updates * config.policy.episodes,
+        "reference_runs": config.reference_runs,
+        "returns": _by_name([held["returns"] for _, held in found]),
+        "importance": [held["importance"] for _, held in found],
+    }
+    _save(folder / "proxy.json", told)
+    clock.read()
+    costs.add(spent)
+    return costs
+
+
+def controller(
+    context: Context, seed: int, rule: str, supply: controllers.Supply
+) -> controllers.Controller:
+    """A learned rule, from the finished stage; classifiers' seeds take the policies in turn."""
+    config, folder = context.config.mixing, context.folder("mixing")
+    seeds = config.policy.seeds
+    at = seed % len(seeds)
+    if rule != "policy":
+        path = folder / "schedules" / f"{rule}_{seeds[at]}.json"
+        return controllers.Schedule(supply, controllers.read_schedule(path))
+    classes, features = len(supply.counts), len(observations.NAMES)
+    actor = networks.make(config.policy, learned.num_actions(config)).actor
+    fresh = functools.partial(networks.init_policy, actor, keys.root(0), classes, features)
+    policies = jax.tree.map(
+        lambda leaf: np.zeros((len(seeds), *leaf.shape), leaf.dtype), jax.eval_shape(fresh)
+    )
+    column = np.zeros(classes, np.float32)
+    target = Learnt(policies, learned.Standing(column, column, column))
+    held = checkpoint.load_tree(folder / "policies", target)
+    policy: Policy = jax.tree.map(lambda leaf: jnp.asarray(leaf[at]), held.policies)
+    return learned.Learned(supply, config, policy, held.standing)
+
+
+def proxy_data(context: Context) -> ProxyData:
+    """Train, policy_val and accepted synthetic images, as the environment's classifier reads them.
+
+    Raises ProxyError where a class is absent from policy_val, or features are not finite.
+    """
+    manifest, images = context.data
+    pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+    accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
+    rows = {split: manifest.rows(split) for split in ("train", "policy_val")}
+    if context.config.mixing.environment == "images":
+        shown = {split: np.asarray(images[own]) for split, own in rows.items()}
+        made = np.asarray(pool[accepted])
+    else:
+        forward, params = _extractor(context)
+        size = context.config.extractor.batch_size
+        look = lambda store, own: predict.predict(forward, params, store, own, size)[1]
+        shown = {split: look(images, own) for split, own in rows.items() if len(own)}
+        made = look(pool, accepted) if len(accepted) else shown["train"][:0]
+    evaluate = context.config.evaluate
+    groups = manifest.groups_by_count(evaluate.head_above, evaluate.tail_below, evaluate.group_by)
+    return collect(
+        shown["train"],
+        manifest.labels[rows["train"]],
+        made,
+        pool.columns["label"][accepted],
+        pool.columns["score"][accepted],
+        shown.get("policy_val", shown["train"][:0]),
+        manifest.labels[rows["policy_val"]],
+        classes=manifest.classes,
+        head=np.isin(np.arange(len(manifest.classes)), groups["head"]),
+    )
+
+
+def _extractor(context: Context) -> tuple[predict.Forward, Params]:
+    model = context.config.extractor.model
+    forward = predict.make_forward(model, len(context.data[0].classes), context.mesh)
+    return forward, context.classifier_params("extractor", model)
+
+
+def _environment(context: Context, data: ProxyData) -> proxy.ProxyEnv:
+    config, recipe = context.config.mixing, context.config.classify
+    classifier: classifiers.Strategy = classifiers.Head()
+    if config.environment == "images":
+        classifier = classifiers.Network(recipe.model, recipe.optimizer, recipe.augment)
+    return proxy.make(
+        data,
+        config,
+        classifier=classifier,
+        sampler=config.sampler,
+        together=config.together,
+        reference_runs=config.reference_runs,
+        seed=config.policy.seeds[0],
+    )
+
+
+def _standing(data: ProxyData) -> learned.Standing:
+    seen = np.bincount(data.policy_val_labels, minlength=len(data.head)).astype(np.float32)
+    return learned.Standing(np.asarray(data.ood), np.asarray(data.fidelity), seen)
+
+
+def _learn(
+    learner: learn.Learner, folder: pathlib.Path, context: Context
+) -> tuple[Training, Ledger]:
+    """All updates of all seeds, from the newest checkpoint on; SIGTERM saves and stops."""
+    config = learner.config
+    each = _cost(learner, context.config.mixing)
+    # One seed after the other where classifiers must be: a vmap over seeds is one over them, too.
+    one_by_one = min(learner.together, 1)
+    over_seeds = functools.partial(population.over, learner.update, together=one_by_one)
+    update = jax.jit(over_seeds, donate_argnums=0)
+    with contextlib.closing(checkpoint.Checkpointer(folder / "checkpoints")) as checkpoints:
+        start, training, costs = 0, _fresh(learner), Ledger()
+        if held := checkpoints.restore(training):
+            start, training, note = held
+            costs = Ledger.of(note["ledger"])
+        clock = Clock(costs)
+        with (
+            contextlib.closing(metrics.MetricWriter(folder, {"stage": "mixing"}, start)) as writer,
+            progress.Progress("mixing", config.updates, "update", start) as bar,
+        ):
+            for n in range(start, config.updates):
+                states, told = update(training.states)
+                training = Training(states, training.curves)
+                for name, values in jax.device_get(told).items():
+                    training.curves[name][:, n] = values
+                means = {name: float(v[:, n].mean()) for name, v in training.curves.items()}
+                _check(training.curves["return_mean"][:, n], n)
+                costs.add(each)
+                done = n + 1
+                bar.update(done, returned=means["return_mean"])
+                last = done == config.updates
+                if done % context.config.runtime.log_every == 0 or last:
+                    writer.write(done, means)
+                if done % SAVE_EVERY == 0 or last or faults.stopping():
+                    clock.read()
+                    checkpoints.save(done, training, {"ledger": vars(costs)})
+                    faults.raise_if_stopping(f"mixing, update {done}")
+    return training, costs
+
+
+def _fresh(learner: learn.Learner) -> Training:
+    """The population before its first update."""
+    config = learner.config
+    roots = jnp.stack([keys.root(seed) for seed in config.seeds])
+    states = jax.jit(jax.vmap(learner.init))(roots)
+    one = jax.tree.map(lambda leaf: leaf[0], states)
+    names = jax.eval_shape(learner.update, one)[1]
+    shape = len(config.seeds), config.updates
+    return Training(states, {name: np.full(shape, np.nan, np.float32) for name in names})
+
+
+def _check(returned: Float[np.ndarray, "s"], update: int) -> None:
+    if not np.isfinite(returned).all():
+        raise faults.NonFiniteError(
+            f"mixing: the return of update {update} is not finite (by seed: {returned.tolist()}); "
+            "lower config.mixing.proxy.learning_rate or config.mixing.policy.learning_rate"
+        )
+
+
+def _cost(learner: learn.Learner, mixing: MixingConfig) -> Ledger:
+    """Of an update, of all seeds: rows that its classifiers are trained on, and their arithmetic.
+
+    That is taken as 6 FLOPs a weight and row: forward, and two products backward.
+    """
+    config, env = learner.config, learner.environment
+    each = env.rounds * mixing.proxy.minibatches * mixing.proxy.batch_size
+    rows = len(config.seeds) * config.episodes * each
+    example = jax.eval_shape(env.reset, keys.root(0))[1]
+    weights = sum(leaf.size for leaf in jax.tree.leaves(example.params))
+    return Ledger(images=rows, flops=6.0 * weights * rows)
+
+
+def _curves(seeds: tuple[int, ...], training: Training) -> dict[str, Any]:
+    return {
+        "seeds": list(seeds),
+        "curves": {name: values.tolist() for name, values in training.curves.items()},
+    }
+
+
+def _compare(
+    learner: learn.Learner, mixing: MixingConfig, policy: Policy, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Schedules of one seed, by rule; and returns and importances, for `proxy.json`."""
+    stream = functools.partial(keys.stream, keys.stream(keys.root(seed), "compare"))
+    schedules = {
+        "policy_schedule": comparison.greedy_schedule(learner, policy, stream("schedule")),
+        "random_search": comparison.searched_schedule(learner, stream("search")),
+    }
+    compared = {**schedules, **comparison.fixed_schedules(learner.environment, mixing)}
+    return {name: comparison.entries(mixing, rounds) for name, rounds in schedules.items()}, {
+        "returns": comparison.returns(learner, policy, compared, stream("episodes")),
+        "importance": comparison.importance(learner, policy, stream("importance")),
+    }
+
+
+def _by_name(held: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [entry[name] for entry in held] for name in held[0]}
+
+
+def _save(path: pathlib.Path, found: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    files.write_atomically(path, json.dumps(found, indent=1), path.name)

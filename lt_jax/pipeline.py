@@ -25,7 +25,7 @@ STAGES = ("prepare", "generator", "extractor", "synthesize", "mixing", "classify
 SCHEMAS: dict[str, int] = {
     **dict.fromkeys(STAGES, 1),
     "generator": 2,
-    "synthesize": 3,
+    "synthesize": 4,
     "classify": 2,
     "report": 4,
 }

@@ -27,13 +27,13 @@ from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
 from lt_jax.selection import audit, diversity, memorization, ood, select
 from lt_jax.selection.ood import Evidence
+from lt_jax.selection.sphere import unit
 from lt_jax.shapes import Array, Float, ImagesU8, Int, Labels, Params
 
 
 def run(folder: pathlib.Path, context: Context) -> Ledger:
     """Fills the pool in `folder`, thins it to varied images, and measures it."""
     config = context.config.synthesize
-    manifest, _ = context.data
     preparation = Ledger()
     clock = Clock(preparation)
     real = {split: _real(context, split) for split in ("train", "policy_val", "val")}
@@ -44,12 +44,39 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     extractor = jax.device_put(
         context.classifier_params("extractor", context.config.extractor.model), whole
     )
-    gates = jax.device_put(_gates(context, real, unet), whole)
-    asked = requests.Requests(
-        config, context.generator, context.annotations, manifest, context.data[1]
-    )
+    gates = _gates(context, real, unet)
+    wanted = synthesize.wanted_counts(config, context.data[0].counts("train"))
+    with PoolWriter(folder, _info(context, gates)) as writer:
+        gates = jax.device_put(_with_limits(gates, writer.info), whole)
+        source, flops = _source(context, unet, extractor, gates)
+        clock.read()
+        costs = synthesize.synthesize(
+            source,
+            np.ceil(config.selection.surplus * wanted).astype(np.int64),
+            config.max_attempts,
+            writer,
+            device_mesh=context.mesh,
+            folder=folder,
+            flops_per_image=flops,
+        )
+        clock = Clock(costs)
+        features = _finish(context, extractor, writer, wanted)
+    _measure(folder, context, real, extractor, gates, features)
+    clock.read()
+    costs.add(preparation)
+    return costs
+
+
+def _source(
+    context: Context, unet: Params, extractor: Params, gates: select.Gates
+) -> tuple[synthesize.Source, float]:
+    """Where candidates come from, and the FLOPs of one."""
+    config = context.config.synthesize
+    manifest, images = context.data
+    asked = requests.Requests(config, context.generator, context.annotations, manifest, images)
     networks = program.Networks(context.generator, context.config.extractor.model, asked.present)
-    key = jax.device_put(keys.stream(keys.root(config.seed), "synthesize"), whole)
+    stream = keys.stream(keys.root(config.seed), "synthesize")
+    key = jax.device_put(stream, mesh.replicated(context.mesh))
     compiled = program.make_program(config, networks, context.mesh)
     source = synthesize.Source(
         program=functools.partial(compiled, unet, extractor, gates, key),
@@ -59,36 +86,37 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
         scores=gates.ensemble.names,
         train_ids=[manifest.ids[row] for row in manifest.rows("train")],
     )
-    counts = np.array([len(rows) for rows in context.train_rows])
-    wanted = synthesize.wanted_counts(config, counts)
-    more = np.ceil(config.selection.surplus * wanted).astype(np.int64)
-    clock.read()
-    with PoolWriter(folder, _info(context, gates)) as writer:
-        costs = synthesize.synthesize(
-            source,
-            more,
-            config.max_attempts,
-            writer,
-            device_mesh=context.mesh,
-            folder=folder,
-            flops_per_image=program.network_flops(config, networks),
-        )
-        clock = Clock(costs)
-        records = writer.joined()
-        rows = np.flatnonzero(records.columns["verdict"] == "accepted")
-        features = _features(context, extractor, records, rows)
-        chosen = _varied(records.columns["label"][rows], features, wanted)
-        writer.finish(wanted, [rows[held] for held in chosen])
-    pool = PoolReader(folder, manifest.sha256)
+    return source, program.network_flops(config, networks)
+
+
+def _finish(
+    context: Context, extractor: Params, writer: PoolWriter, wanted: Int[np.ndarray, "k"]
+) -> Float[np.ndarray, "m d"]:
+    """Ends the pool with varied images of each class; features of those that stay, in its order."""
+    records = writer.joined()
+    rows = np.flatnonzero(records.columns["verdict"] == "accepted")
+    features = _features(context, extractor, records, rows)
+    chosen = _varied(records.columns["label"][rows], features, wanted)
+    writer.finish(wanted, [rows[held] for held in chosen])
+    return features[np.sort(np.concatenate(chosen))]
+
+
+def _measure(
+    folder: pathlib.Path,
+    context: Context,
+    real: dict[str, Evidence | None],
+    extractor: Params,
+    gates: select.Gates,
+    features: Float[np.ndarray, "m d"],
+) -> None:
+    """Says which classes lack images, and writes how near the images come to real ones."""
+    pool = PoolReader(folder, context.data[0].sha256)
     for outcome in pool.outcomes:
         if outcome.unmet:
             got = f"{outcome.accepted} of {outcome.wanted} images"
             say(f"synthesize: class {outcome.name} has {got}: {outcome.why}")
-    _fidelity(folder, context, real, pool, features[np.sort(np.concatenate(chosen))])
-    _audit(folder, context, gates, pool)
-    clock.read()
-    costs.add(preparation)
-    return costs
+    _fidelity(folder, context, real, pool, features)
+    _audit(folder, context, extractor, gates, pool)
 
 
 def _real(context: Context, split: str) -> Evidence | None:
@@ -244,12 +272,26 @@ def _fidelity(
     _save(folder / "fidelity.json", {"class_names": context.data[0].classes, **found})
 
 
-def _audit(folder: pathlib.Path, context: Context, gates: select.Gates, pool: PoolReader) -> None:
+def _audit(
+    folder: pathlib.Path,
+    context: Context,
+    extractor: Params,
+    gates: select.Gates,
+    pool: PoolReader,
+) -> None:
     """How near all candidates and val images come to single train images: `audit.json`."""
-    if gates.bank is not None:
-        classes = context.data[0].classes
-        bank = jax.device_get(gates.bank)
-        _save(folder / "audit.json", audit.audit(gates.memorization, bank, pool.columns, classes))
+    if gates.bank is None:
+        return
+    manifest, bank = context.data[0], jax.device_get(gates.bank)
+    rows = np.unique(np.concatenate([*audit.closest(pool.columns).values()]))
+    rows = pool.with_image(rows)
+    features = _features(context, extractor, pool, rows)
+    place = {manifest.ids[row]: i for i, row in enumerate(manifest.rows("train"))}
+    nearest = [place[name] for name in pool.columns["nearest"][rows]]
+    cosines = np.sum(unit(features) * bank.features[nearest], axis=1) if len(rows) else rows
+    by_row = dict(zip(rows.tolist(), map(float, cosines), strict=True))
+    found = audit.audit(gates.memorization, bank, pool.columns, manifest.classes, by_row)
+    _save(folder / "audit.json", found)
 
 
 def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
@@ -258,6 +300,9 @@ def _save(path: pathlib.Path, found: dict[str, Any]) -> None:
 
 def _info(context: Context, gates: select.Gates) -> PoolInfo:
     config, manifest = context.config.synthesize, context.data[0]
+    bank, limits = gates.bank, {}
+    if bank is not None:
+        limits = memorization.limits(gates.memorization, bank)
     return PoolInfo(
         generator=context.specs["generator"].key,
         extractor=context.specs["extractor"].key,
@@ -269,12 +314,15 @@ def _info(context: Context, gates: select.Gates) -> PoolInfo:
         thresholds=tuple(np.asarray(gates.thresholds, float).tolist()),
         least_label_probability=config.selection.label_probability,
         scores=gates.ensemble.names,
-        cosine_thresholds=_limits(gates, "cosine_limits", ("both", "cosine")),
-        ms_ssim_thresholds=_limits(gates, "ms_ssim_limits", ("both", "ms_ssim")),
+        **{f"{measure}_thresholds": tuple(own.tolist()) for measure, own in limits.items()},
     )
 
 
-def _limits(gates: select.Gates, name: str, similarities: tuple[str, ...]) -> tuple[float, ...]:
-    if gates.bank is None or gates.memorization.similarity not in similarities:
-        return ()
-    return tuple(np.asarray(getattr(gates.bank, name), float).tolist())
+def _with_limits(gates: select.Gates, info: PoolInfo) -> select.Gates:
+    """The gates with the limits of a pool, which a second fit meets but for rounding."""
+    gates = dataclasses.replace(gates, thresholds=jnp.asarray(info.thresholds, jnp.float32))
+    if gates.bank is None:
+        return gates
+    limits = {"cosine": info.cosine_thresholds, "ms_ssim": info.ms_ssim_thresholds}
+    used = {f"{m}_limits": jnp.asarray(own, jnp.float32) for m, own in limits.items() if own}
+    return dataclasses.replace(gates, bank=dataclasses.replace(gates.bank, **used))

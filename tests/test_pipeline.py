@@ -233,7 +233,11 @@ def test_no_stage_but_report_sees_a_test_label(finished):
     manifest, _ = context.data
     assert (manifest.labels[manifest.rows("test")] == -1).all()
     for path in finished.rglob("predictions.npz"):
-        assert set(np.load(path).files) == {"val_ids", "val_logits", "test_ids", "test_logits"}
+        assert set(np.load(path).files) == {
+            f"{split}_{kind}"
+            for split in ("policy_val", "val", "test")
+            for kind in ("ids", "logits")
+        }
 
 
 def test_train_rows_are_train_rows(finished):

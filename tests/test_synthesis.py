@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lt_jax import pipeline, synthesis
-from lt_jax.config import SelectionConfig
-from lt_jax.data.pool import open_pool
+from lt_jax.config import MemorizationConfig, SelectionConfig
+from lt_jax.data.pool import PoolError, open_pool, verify
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -93,6 +93,67 @@ def test_every_record_tells_each_gate_s_value(trained, tmp_path):
     audit = json.loads((tmp_path / "audit.json").read_text())
     assert audit["overall"]["candidates"] == len(pool)
     assert audit["overall"]["copies"] == copied.sum()
+    assert list(verify.problems(pool, tmp_path)) == []
+
+
+def test_the_pairs_of_the_audit_have_the_likeness_of_the_two_that_are_shown(trained, tmp_path):
+    synthesis.run(tmp_path, context_with(trained, EVERYTHING))
+    pool, manifest = open_pool(tmp_path), trained.data[0]
+    pairs = json.loads((tmp_path / "audit.json").read_text())["closest"]["accepted"]
+    at = np.searchsorted(pool.columns["index"], [pair["index"] for pair in pairs])
+    params = trained.classifier_params("extractor", trained.config.extractor.model)
+    made = synthesis._features(trained, params, pool, at)
+    held = np.load(trained.folder("extractor") / "features.npz")
+    place = {manifest.ids[row]: i for i, row in enumerate(held["train_rows"])}
+    train = held["train_features"][[place[pair["nearest"]] for pair in pairs]]
+    lengths = np.linalg.norm(made, axis=1) * np.linalg.norm(train, axis=1)
+    cosines = np.array([pair["cosine"] for pair in pairs])
+    np.testing.assert_allclose(cosines, np.sum(made * train, axis=1) / lengths, atol=1e-5)
+    highest = pool.columns["cosine"][at]  # over all train images, as it was shown before
+    assert np.all(cosines <= highest + 1e-5) and np.any(cosines < highest - 1e-4)
+
+
+def test_an_interrupted_pool_is_not_gone_on_with_by_other_gates(trained, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesis, "_finish", interrupted)
+        synthesis.run(tmp_path, context_with(trained, EVERYTHING))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for change, told in (
+        ({"keep_rate": 0.5}, "thresholds of 0"),
+        ({"scores": ("knn",)}, r"scores \('mahalanobis', 'knn', 'denoising'\) then"),
+        ({"label_probability": 0.2}, "least_label_probability 0.0 then, 0.2 now"),
+    ):
+        other = context_with(trained, dataclasses.replace(EVERYTHING, **change))
+        with pytest.raises(PoolError, match=rf"gates\.json.*judged by other gates.*{told}"):
+            synthesis.run(tmp_path, other)
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    synthesis.run(tmp_path, context_with(trained, EVERYTHING))
+    assert list(verify.problems(open_pool(tmp_path), tmp_path)) == []
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("similarity", ["both", "cosine", "ms_ssim"])
+def test_copies_are_judged_and_told_by_the_limits_of_each_similarity(
+    trained, tmp_path, similarity, monkeypatch
+):
+    everything = lambda values, labels, num_classes, **_: np.full(num_classes, -1.0)
+    monkeypatch.setattr(synthesis.memorization, "_limits", everything)
+    memorization = MemorizationConfig(similarity=similarity)
+    selection = SelectionConfig(
+        scores=(), keep_rejected=True, label_probability=0.0, memorization=memorization
+    )
+    synthesis.run(tmp_path, context_with(trained, selection))
+    pool = open_pool(tmp_path)
+    assert list(verify.problems(pool, tmp_path)) == []
+    assert pool.counts("memorised").sum() == len(pool) > 0
+    assert bool(pool.info.cosine_thresholds) == (similarity != "ms_ssim")
+    audit = json.loads((tmp_path / "audit.json").read_text())
+    assert all(pair["cosine"] is not None for pair in audit["closest"]["copies"])
+    told = {f"{measure}_thresholds" for measure in audit["classes"][0]["limits"]}
+    assert told == {n for n in ("cosine_thresholds", "ms_ssim_thresholds") if getattr(pool.info, n)}
 
 
 def test_of_more_accepted_images_than_wanted_varied_ones_stay(trained, tmp_path):

@@ -3,6 +3,9 @@
 All three make the same images from the same requests, and bring those that leave to the host as
 the pool's writer gets them. What selection adds is the first against the second; what fusing saves
 is the first against the third, which copies every image to the host and back before it is judged.
+A fourth case evaluates the generator's network as often and does nothing else: its part of the time
+is the first's rate over its own. Gates let all pass here; how many images a trained generator has
+accepted, a class and in all, is read from a pool.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from experiments.throughput.cases import (
 from lt_jax.classify import predict
 from lt_jax.config import Config
 from lt_jax.data import augment
+from lt_jax.data.pool import PoolReader
 from lt_jax.diffusion import denoising_error
 from lt_jax.diffusion import program as program_lib
 from lt_jax.diffusion.generator import Generator
@@ -36,72 +40,143 @@ from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Array
 
 
-def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> list[Case]:
-    """Fused, images alone, and apart; copies are looked for among `train_images`."""
-    part, model = config.synthesize, config.extractor.model
-    generator = generator_of(config, classes)
-    present = tuple(name for name in generator.vocabulary.names if name in part.given)
-    networks = program_lib.Networks(generator, model, present)
-    whole = mesh.replicated(device_mesh)
-    extractor = classifier_params(config, model, classes, device_mesh)
-    gates = _gates(config, extractor, classes, device_mesh, train_images)
-    unet, gates, key = jax.device_put((generator.init(), gates, keys.root(0)), whole)
-    request = random_request(config, generator)
-    alone = dataclasses.replace(request, source=None)
-    indices = np.arange(part.batch_size, dtype=np.int32)
-    put = functools.partial(mesh.put, (indices, alone), device_mesh)
-    source = functools.partial(mesh.put, request.source, device_mesh)  # anew: it is donated
-    facts: dict[str, Any] = {
-        "images": part.batch_size,
-        "evaluations": part.batch_size * program_lib.evaluations(part, networks),
-        "dtype": config.generator.model.dtype,
-        "devices": device_mesh.size,
-    }
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What all cases share: networks, gates, key and requests, on the devices."""
 
-    program: Any = program_lib.make_program(part, networks, device_mesh)
-    fused, lower, compile_ = compile_apart(program, unet, extractor, gates, key, *put(), source())
-    flops = part.batch_size * program_lib.network_flops(part, networks)
-    made = [
-        Case(
-            "sampling",
-            lambda: program_lib.cut(
-                fused(unet, extractor, gates, key, *put(), source())
-            ).fetch(),
-            flops=flops, lower_seconds=lower, compile_seconds=compile_,
-            temporaries=_temporaries(fused), **facts,
+    config: Config
+    mesh: Mesh
+    networks: program_lib.Networks
+    unet: Any
+    extractor: Any
+    gates: select.Gates
+    key: Any
+    indices: np.ndarray
+    request: Request
+
+    @classmethod
+    def make(cls, config: Config, classes: int, device_mesh: Mesh, train_images: int) -> "_Setup":
+        part, model = config.synthesize, config.extractor.model
+        generator = generator_of(config, classes)
+        present = tuple(name for name in generator.vocabulary.names if name in part.given)
+        extractor = classifier_params(config, model, classes, device_mesh)
+        gates = _gates(config, extractor, classes, device_mesh, train_images)
+        unet, gates, key = jax.device_put(
+            (generator.init(), gates, keys.root(0)), mesh.replicated(device_mesh)
         )
-    ]  # fmt: skip
-    split = mesh.batched(device_mesh)
+        networks = program_lib.Networks(generator, model, present)
+        indices = np.arange(part.batch_size, dtype=np.int32)
+        request = random_request(config, generator)
+        return cls(config, device_mesh, networks, unet, extractor, gates, key, indices, request)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Fields of every case."""
+        part = self.config.synthesize
+        return {
+            "images": part.batch_size,
+            "evaluations": part.batch_size * program_lib.evaluations(part, self.networks),
+            "dtype": self.config.generator.model.dtype,
+            "devices": self.mesh.size,
+        }
+
+    def put(self) -> tuple[Any, Any]:
+        """Indices and the request, brought to the devices."""
+        alone = dataclasses.replace(self.request, source=None)
+        return mesh.put((self.indices, alone), self.mesh)
+
+    def source(self) -> Any:
+        """The images that are changed, anew each time: they are donated."""
+        return mesh.put(self.request.source, self.mesh)
+
+
+def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> list[Case]:
+    """Fused, images alone, the network alone, and apart.
+
+    Copies are looked for among `train_images`.
+    """
+    setup = _Setup.make(config, classes, device_mesh, train_images)
+    sampled = _sampler(setup)
+    alone = Case(
+        "sampling, no selection",
+        lambda: np.asarray(sampled(setup.unet, setup.key, *setup.put(), setup.source())),
+        temporaries=_temporaries(sampled), **setup.facts,
+    )  # fmt: skip
+    return [_fused(setup), alone, _network(setup), _separate(setup, sampled)]
+
+
+def acceptance(pool: PoolReader) -> dict[str, float]:
+    """The share of candidates that passed all gates, of each class that has any and of "all"."""
+    passed = {o.name: o.accepted + o.surplus for o in pool.outcomes if o.generated}
+    generated = {o.name: o.generated for o in pool.outcomes if o.generated}
+    shares = {name: passed[name] / generated[name] for name in generated}
+    return {**shares, "all": sum(passed.values()) / max(sum(generated.values()), 1)}
+
+
+def _fused(setup: _Setup) -> Case:
+    """As it runs."""
+    part, networks = setup.config.synthesize, setup.networks
+    program: Any = program_lib.make_program(part, networks, setup.mesh)
+    bound = setup.unet, setup.extractor, setup.gates, setup.key
+    fused, lower, compile_ = compile_apart(program, *bound, *setup.put(), setup.source())
+    return Case(
+        "sampling",
+        lambda: program_lib.cut(fused(*bound, *setup.put(), setup.source())).fetch(),
+        flops=part.batch_size * program_lib.network_flops(part, networks),
+        lower_seconds=lower, compile_seconds=compile_,
+        temporaries=_temporaries(fused), **setup.facts,
+    )  # fmt: skip
+
+
+def _sampler(setup: _Setup) -> Any:
+    """The compiled program that makes the images and no more."""
+    whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
     sample: Any = jax.jit(
         lambda unet, key, indices, request, source: program_lib.make_images(
-            part, networks, unet, key, indices, dataclasses.replace(request, source=source)
+            setup.config.synthesize, setup.networks, unet, key, indices,
+            dataclasses.replace(request, source=source),
         ),
         in_shardings=(whole, whole, split, split, split),
         out_shardings=split,
-    )
-    sampled = sample.lower(unet, key, *put(), source()).compile()
-    made.append(
-        Case(
-            "sampling, no selection",
-            lambda: np.asarray(sampled(unet, key, *put(), source())),
-            temporaries=_temporaries(sampled), **facts,
-        )
     )  # fmt: skip
-    apart = _Apart(config, networks, device_mesh, classes)
-    request_images = random_batch(config, classes, part.batch_size)["image"]
-    made.append(
-        Case(
-            "sampling, separate calls",
-            lambda: apart(
-                unet, extractor, gates, key, indices, sampled(unet, key, *put(), source())
-            ),
-            temporaries=max(
-                _temporaries(sampled), apart.temporaries(extractor, gates, indices, request_images)
-            ),
-            **facts,
-        )
-    )
-    return made
+    return sample.lower(setup.unet, setup.key, *setup.put(), setup.source()).compile()
+
+
+def _network(setup: _Setup) -> Case:
+    """As many guided evaluations of the generator's network, each of what the last one gave."""
+    part, generator = setup.config.synthesize, setup.networks.generator
+    count = program_lib.make_sampler(part, generator).evaluations
+
+    def evaluate(unet: Any, request: Request, source: Any) -> Array:
+        asked = dataclasses.replace(request, source=source)
+        denoise = program_lib.make_denoiser(part, setup.networks, unet, asked)
+        one = lambda x, level: (denoise(x, jnp.full(len(x), level)), None)
+        start = jnp.ones((part.batch_size, *generator.image_shape))
+        return jax.lax.scan(one, start, jnp.linspace(-5.0, 5.0, count))[0]
+
+    whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
+    jitted: Any = jax.jit(evaluate, in_shardings=(whole, split, split), out_shardings=split)
+    network = jitted.lower(setup.unet, setup.put()[1], setup.source()).compile()
+    return Case(
+        "sampling, network alone",
+        lambda: network(setup.unet, setup.put()[1], setup.source()),
+        temporaries=_temporaries(network), **setup.facts,
+    )  # fmt: skip
+
+
+def _separate(setup: _Setup, sampled: Any) -> Case:
+    """Sampling, extractor and gates as programs of their own."""
+    config, bound = setup.config, (setup.unet, setup.extractor, setup.gates, setup.key)
+    classes = setup.networks.generator.vocabulary.num_classes
+    apart = _Apart(config, setup.networks, setup.mesh, classes)
+    drawn = random_batch(config, classes, config.synthesize.batch_size)["image"]
+    others = apart.temporaries(setup.extractor, setup.gates, setup.indices, drawn)
+    make = lambda: sampled(setup.unet, setup.key, *setup.put(), setup.source())
+    return Case(
+        "sampling, separate calls",
+        lambda: apart(*bound, setup.indices, make()),
+        temporaries=max(_temporaries(sampled), others), **setup.facts,
+    )  # fmt: skip
 
 
 class _Apart:

@@ -1,6 +1,7 @@
 r"""Times every part of a run on the device at hand; prints a table and writes strict JSON.
 
-    python -m experiments.throughput.throughput --config=configs/digits.py [--compare] [--out=FILE]
+    python -m experiments.throughput.throughput --config=configs/digits.py [--compare] \
+        [--pool=runs/demo/synthesize] [--out=FILE]
 
 Repetitions of all cases are interleaved, and ratios are taken within a repetition, so that a
 machine that slows down meanwhile slows both sides of a ratio. Every figure is the median of the
@@ -29,6 +30,7 @@ from experiments.throughput import sampling
 from experiments.throughput.cases import Case
 from lt_jax import config as config_lib
 from lt_jax.data import sources
+from lt_jax.data.pool import PoolReader, open_pool
 from lt_jax.runtime import artifacts, mesh
 
 # Dense FLOP/s of one device, by the start of its `device_kind`: vendors' data sheets. float32 is
@@ -182,6 +184,8 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     ]
     for other in ("no selection", "separate calls"):
         pairs.append((f"sampling: fused / {other}", "sampling", f"sampling, {other}"))
+    part = "sampling: the network's part of the time"  # as many images took it alone, over fused
+    pairs.append((part, "sampling", "sampling, network alone"))
     for name in ("generator training", "classifier training"):
         pairs.append((f"{name}: all devices / one", name, f"{name}, one device"))
         # The config's own precision stands without a suffix.
@@ -197,6 +201,19 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     ]
 
 
+def accepted(rates: Sequence[float], pool: PoolReader) -> list[dict[str, Any]]:
+    """Accepted images a second while candidates of a class are generated, and in all.
+
+    Args:
+      rates: candidates a second in each repetition, which cost the same in every class.
+      pool: whose shares of accepted candidates they are given.
+    """
+    return [
+        {"name": name, "share": share, **dataclasses.asdict(Spread.of(rates).times(share))}
+        for name, share in sampling.acceptance(pool).items()
+    ]
+
+
 def measure(
     config: config_lib.Config,
     classes: int,
@@ -206,8 +223,9 @@ def measure(
     seconds: float,
     compare: bool,
     train_images: int = 1000,
+    pool: PoolReader | None = None,
 ) -> dict[str, Any]:
-    """Everything that the JSON holds but the config's name."""
+    """Everything that the JSON holds but the config's name; see `accepted` for the pool."""
     device = device_mesh.devices.flat[0]
     with tempfile.TemporaryDirectory() as folder:
         cases = build(config, classes, device_mesh, pathlib.Path(folder), compare, train_images)
@@ -229,6 +247,7 @@ def measure(
         "peak_memory": {"bytes": memory, "of": source},
         "rows": [row(case, rates[name], device.device_kind) for name, case in cases.items()],
         "ratios": ratios(rates),
+        "accepted_per_second": [] if pool is None else accepted(rates["sampling"], pool),
     }  # fmt: skip
 
 
@@ -265,6 +284,11 @@ def table(result: Mapping[str, Any]) -> str:
         if temporaries := entry["temporary_bytes"]:
             lines.append(f"{'  temporary memory, MiB':36s} {'':5s} {temporaries / 2**20:30.1f}")
     lines += [f"{entry['name']:60s} {_spread(entry)}" for entry in result["ratios"]]
+    lines += [
+        f"accepted images/s, {entry['name']} ({entry['share']:.1%} of candidates)".ljust(61)
+        + _spread(entry)
+        for entry in result["accepted_per_second"]
+    ]
     memory = result["peak_memory"]
     return "\n".join([*lines, f"peak memory ({memory['of']}): {memory['bytes'] / 2**20:,.0f} MiB"])
 
@@ -286,6 +310,7 @@ def _main(_: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
     # A program out of the cache would say nothing about compilation.
     jax.config.update("jax_enable_compilation_cache", False)
+    pool = open_pool(pathlib.Path(values.pool)) if values.pool else None
     classes = values.classes or len(sources.load(config.data).classes)
     name = config_flags.get_config_filename(values["config"])
     result = {
@@ -293,6 +318,7 @@ def _main(_: list[str]) -> None:
         **measure(
             config, classes, mesh.make_mesh(), repetitions=values.repetitions,
             seconds=values.seconds, compare=values.compare, train_images=values.train_images,
+            pool=pool,
         ),
     }  # fmt: skip
     print(table(result))
@@ -308,6 +334,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("seconds", 1.0, "that a repetition of a case lasts, about", lower_bound=0.0)
     flags.DEFINE_bool("compare", False, "also both trainings at other precision, on one device")
     flags.DEFINE_integer("train_images", 1000, "that copies are looked for in", lower_bound=16)
+    flags.DEFINE_string("pool", None, "<workdir>/synthesize of a run: accepted images/s by class")
     flags.DEFINE_integer("classes", 0, "where the data set is not at hand to say", lower_bound=0)
     flags.mark_flag_as_required("config")
     app.run(_main)

@@ -164,7 +164,7 @@ def _front(images: UInt8[Array, "b h w c"], leaving: Bool[Array, "b"]) -> UInt8[
     return images[jnp.argsort(~leaving, stable=True)]
 
 
-def _denoiser(
+def make_denoiser(
     config: SynthesizeConfig, networks: Networks, params: Params, request: Request
 ) -> guidance.Denoiser:
     """The guided network under the request's conditions."""
@@ -201,7 +201,7 @@ def make_images(
     Image i depends on (`key`, i) and its own row of `request` alone. `params` are the generator's.
     """
     generator = networks.generator
-    denoise = _denoiser(config, networks, params, request)
+    denoise = make_denoiser(config, networks, params, request)
     example_keys = keys.per_example(key, indices)
     noise = jax.vmap(lambda k: jax.random.normal(k, generator.image_shape))(
         keys_of(example_keys, "noise")

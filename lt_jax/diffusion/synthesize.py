@@ -25,6 +25,7 @@ from lt_jax.runtime.progress import Progress
 from lt_jax.selection.select import Verdict
 from lt_jax.shapes import Array, Int
 
+_COSTS = "ledger.json"
 Columns = dict[str, Any]
 Requested = Callable[[np.ndarray], tuple[Any, Columns]]
 
@@ -124,12 +125,7 @@ def synthesize(
     mesh.check_batch(source.batch_size, device_mesh, "config.synthesize.batch_size")
     classes = len(wanted)
     finished = writer.finished()
-    costs_path = folder / "ledger.json"
-    costs = ledger.Ledger()
-    if finished and costs_path.exists():
-        # Seconds only; the rest is counted from the parts, since a kill may fall between a part and
-        # the ledger's file.
-        costs.seconds = ledger.Ledger.of(json.loads(costs_path.read_text())).seconds
+    costs = _costs_before(folder) if finished else ledger.Ledger()
     clock = ledger.Clock(costs)
     accepted, generated = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     part = 0
@@ -138,14 +134,11 @@ def synthesize(
             for columns in _wave(
                 source, _chunks(wave, generated, source.batch_size), finished[part:], part, writer
             ):
-                new = part >= len(finished)
                 costs.images += len(columns["index"])
                 costs.flops += flops_per_image * len(columns["index"])
-                if new:
+                if part >= len(finished):
                     clock.read()
-                    files.write_atomically(
-                        costs_path, json.dumps(dataclasses.asdict(costs)), "the ledger"
-                    )
+                    _book(folder, costs)
                     faults.raise_if_stopping(f"synthesize, part {part}")
                 kept = columns["label"][np.asarray(columns["verdict"]) == "accepted"]
                 accepted += np.bincount(kept, minlength=classes)
@@ -154,6 +147,21 @@ def synthesize(
             generated += wave
     clock.read()
     return costs
+
+
+def _costs_before(folder: pathlib.Path) -> ledger.Ledger:
+    """Of the runs before this one: seconds only.
+
+    The rest is counted from the parts, since a kill may fall between a part and the ledger's file.
+    """
+    path = folder / _COSTS
+    if not path.exists():
+        return ledger.Ledger()
+    return ledger.Ledger(seconds=ledger.Ledger.of(json.loads(path.read_text())).seconds)
+
+
+def _book(folder: pathlib.Path, costs: ledger.Ledger) -> None:
+    files.write_atomically(folder / _COSTS, json.dumps(dataclasses.asdict(costs)), "the ledger")
 
 
 def _chunks(wave: np.ndarray, generated: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -12,8 +12,8 @@ from lt_jax.evaluate.inputs import Dataset, ReportInputs, memorization_summary
 MEASURES = {"ms_ssim": "MS-SSIM", "cosine": "Cosine"}
 SETS = {"val": "held-out real", "candidates": "candidates", "accepted": "accepted"}
 CLOSEST = {
-    "accepted": "Accepted, each below the train image most like it (MS-SSIM to it; highest cosine)",
-    "copies": "Stopped as copies, each below that train image (MS-SSIM to it; highest cosine)",
+    "accepted": "Accepted, each below the train image most like it (MS-SSIM, cosine of the two)",
+    "copies": "Stopped as copies, each below that train image (MS-SSIM, cosine of the two)",
 }
 
 
@@ -91,7 +91,8 @@ def _row(name: str, row: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, s
     cells = [(f"{row['copies']:,}", share), (f"{row['accepted']:,}", "")]
     for measure in MEASURES:
         sets = row[measure]
-        limit = f"; {_likeness(row['limits'][measure])}" if "limits" in row else ""
+        known = row.get("limits", {})  # of a class; of a measure that the gate goes by
+        limit = f"; {_likeness(known[measure])}" if measure in known else ""
         cells += [
             (_likeness(sets["candidates"]["median"]), _likeness(sets["val"]["median"])),
             (_likeness(sets["accepted"]["max"]), _likeness(sets["val"]["max"]) + limit),

@@ -5,6 +5,7 @@ The audit sets the two distributions side by side, counts the copies, and names 
 among what was accepted and among what the gate has stopped.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from lt_jax.config import MemorizationConfig
 from lt_jax.data.pool import GATES, schema
 from lt_jax.selection import memorization
 from lt_jax.selection.memorization import Bank
-from lt_jax.shapes import Bool, Float
+from lt_jax.shapes import Bool, Float, Int
 
 MEASURES = ("cosine", "ms_ssim")
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
@@ -28,6 +29,7 @@ def audit(
     bank: Bank,
     columns: Mapping[str, np.ndarray],
     classes: Sequence[str],
+    cosines: Mapping[int, float],
 ) -> dict[str, Any]:
     """What the gate has seen, as JSON.
 
@@ -36,6 +38,8 @@ def audit(
       bank: by which candidates were judged.
       columns: of the pool: index, label, cosine, ms_ssim, nearest, failed, verdict.
       classes: names.
+      cosines: by row of `closest`, the cosine of the image with the train image named `nearest`.
+        The column `cosine` is of the nearest by features, which may be another one.
 
     Returns:
       {"similarity", "false_alarm": of the config, "least_val": val images from which on a class's
@@ -43,56 +47,90 @@ def audit(
        "edges": {measure: [BINS + 1], of the histograms},
        "classes": [an entry a class], "overall": an entry of all classes,
        "closest": {"accepted" | "copies": [{"index", "class", "nearest": id of the train image,
-         "cosine", "ms_ssim"}], most alike first by MS-SSIM, at most CLOSEST}}.
-      An entry is {"class" and "limits": {measure} (of a class), "candidates", "measured": those of
-      them that were compared with train, "copies": those that the gate stopped, alone or among
-      other gates, "accepted", "val": images,
+         "cosine", "ms_ssim": of the two, the cosine None where it is not known}], most alike first
+         by MS-SSIM, at most CLOSEST}}.
+      An entry is {"class" and "limits": {measure} of those that the gate goes by (of a class),
+      "candidates", "measured": those of them that were compared with train, "copies": those that
+      the gate stopped, alone or among other gates, "accepted", "val": images,
        measure: {"candidates" | "accepted" | "val": {"n", *QUANTILES, "histogram": [BINS]}}}, with
       None for the quantiles of nothing.
     """
-    label = columns["label"]
-    copies = schema.failures(columns["failed"])[:, GATES.index("memorised")]
-    accepted = columns["verdict"] == "accepted"
-    val_labels = np.asarray(bank.val_labels)
-    val = {name: np.asarray(getattr(bank.val, name), float) for name in MEASURES}
-    edges = {name: _edges(val[name], columns[name]) for name in MEASURES}
-    limits = {name: np.asarray(getattr(bank, f"{name}_limits"), float) for name in MEASURES}
-
-    def entry(own: Bool[np.ndarray, "n"], own_val: Bool[np.ndarray, "v"]) -> dict[str, Any]:
-        counts = {
-            "candidates": int(own.sum()),
-            "measured": int((own & ~np.isnan(columns["ms_ssim"])).sum()),
-            "copies": int((own & copies).sum()),
-            "accepted": int((own & accepted).sum()),
-            "val": int(own_val.sum()),
-        }
-        return counts | {
-            name: {
-                "candidates": _distribution(columns[name][own], edges[name]),
-                "accepted": _distribution(columns[name][own & accepted], edges[name]),
-                "val": _distribution(val[name][own_val], edges[name]),
-            }
-            for name in MEASURES
-        }
-
-    entries = [
-        {"class": name, "limits": {m: float(limits[m][k]) for m in MEASURES}}
-        | entry(label == k, val_labels == k)
-        for k, name in enumerate(classes)
-    ]
+    seen = _Seen.of(bank, columns)
+    limits = memorization.limits(config, bank)
+    everything = (np.ones(len(columns["label"]), bool), np.ones(len(seen.val_labels), bool))
     share = memorization.share(config)
     return {
         "similarity": config.similarity,
         "false_alarm": config.false_alarm,
         "least_val": math.ceil(1 / share - 1 - 1e-9) if share else None,
-        "edges": {name: edges[name].tolist() for name in MEASURES},
-        "classes": entries,
-        "overall": entry(np.ones(len(label), bool), np.ones(len(val_labels), bool)),
+        "edges": {name: edges.tolist() for name, edges in seen.edges.items()},
+        "classes": [
+            {"class": name, "limits": {m: float(own[k]) for m, own in limits.items()}}
+            | seen.entry(columns["label"] == k, seen.val_labels == k)
+            for k, name in enumerate(classes)
+        ],
+        "overall": seen.entry(*everything),
         "closest": {
-            "accepted": _closest(columns, accepted, classes),
-            "copies": _closest(columns, copies, classes),
+            kind: [_pair(columns, row, classes, cosines) for row in rows.tolist()]
+            for kind, rows in closest(columns).items()
         },
     }
+
+
+def closest(columns: Mapping[str, np.ndarray]) -> dict[str, Int[np.ndarray, "m"]]:
+    """Rows of the images most alike a train image by MS-SSIM, most alike first; at most CLOSEST.
+
+    Of "accepted" images, and of "copies" that the gate stopped.
+    """
+    found = {}
+    for kind, chosen in (("accepted", _accepted(columns)), ("copies", _copies(columns))):
+        rows = np.flatnonzero(chosen & ~np.isnan(columns["ms_ssim"]))
+        order = np.lexsort((columns["index"][rows], -columns["ms_ssim"][rows]))
+        found[kind] = rows[order][:CLOSEST]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What entries are made of: columns of the pool, and likenesses and classes of val."""
+
+    columns: Mapping[str, np.ndarray]
+    val: Mapping[str, np.ndarray]
+    val_labels: np.ndarray
+    edges: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, bank: Bank, columns: Mapping[str, np.ndarray]) -> "_Seen":
+        val = {name: np.asarray(getattr(bank.val, name), float) for name in MEASURES}
+        edges = {name: _edges(val[name], columns[name]) for name in MEASURES}
+        return cls(columns, val, np.asarray(bank.val_labels), edges)
+
+    def entry(self, own: Bool[np.ndarray, "n"], own_val: Bool[np.ndarray, "v"]) -> dict[str, Any]:
+        """Counts and distributions of some candidates and some val images."""
+        columns, kept = self.columns, own & _accepted(self.columns)
+        counts = {
+            "candidates": int(own.sum()),
+            "measured": int((own & ~np.isnan(columns["ms_ssim"])).sum()),
+            "copies": int((own & _copies(columns)).sum()),
+            "accepted": int(kept.sum()),
+            "val": int(own_val.sum()),
+        }
+        return counts | {
+            name: {
+                "candidates": _distribution(columns[name][own], edges),
+                "accepted": _distribution(columns[name][kept], edges),
+                "val": _distribution(self.val[name][own_val], edges),
+            }
+            for name, edges in self.edges.items()
+        }
+
+
+def _accepted(columns: Mapping[str, np.ndarray]) -> Bool[np.ndarray, "n"]:
+    return columns["verdict"] == "accepted"
+
+
+def _copies(columns: Mapping[str, np.ndarray]) -> Bool[np.ndarray, "n"]:
+    return schema.failures(columns["failed"])[:, GATES.index("memorised")]
 
 
 def _edges(*values: np.ndarray) -> Float[np.ndarray, "m"]:
@@ -109,18 +147,16 @@ def _distribution(values: np.ndarray, edges: Float[np.ndarray, "m"]) -> dict[str
     return {"n": len(known), **dict(zip(QUANTILES, at, strict=True)), "histogram": counts.tolist()}
 
 
-def _closest(
-    columns: Mapping[str, np.ndarray], chosen: Bool[np.ndarray, "n"], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    rows = np.flatnonzero(chosen & ~np.isnan(columns["ms_ssim"]))
-    order = np.lexsort((columns["index"][rows], -columns["ms_ssim"][rows]))
-    return [
-        {
-            "index": int(columns["index"][row]),
-            "class": classes[int(columns["label"][row])],
-            "nearest": str(columns["nearest"][row]),
-            "cosine": float(columns["cosine"][row]),
-            "ms_ssim": float(columns["ms_ssim"][row]),
-        }
-        for row in rows[order][:CLOSEST]
-    ]
+def _pair(
+    columns: Mapping[str, np.ndarray],
+    row: int,
+    classes: Sequence[str],
+    cosines: Mapping[int, float],
+) -> dict[str, Any]:
+    return {
+        "index": int(columns["index"][row]),
+        "class": classes[int(columns["label"][row])],
+        "nearest": str(columns["nearest"][row]),
+        "cosine": cosines.get(row),
+        "ms_ssim": float(columns["ms_ssim"][row]),
+    }

@@ -11,6 +11,7 @@ program for each pair of sizes would take longer than the n x count distances.
 import numpy as np
 
 from lt_jax.errors import UserError
+from lt_jax.selection.sphere import unit
 from lt_jax.shapes import Float, Int
 
 
@@ -42,14 +43,13 @@ def farthest_point(
             f"diversity: the features of {len(bad)} images are not finite (first: row {bad[0]}); "
             "judge them before they are chosen from"
         )
-    unit = features.astype(np.float64)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    directions = unit(features.astype(np.float64))
     squared = np.full(n, np.inf)
     taken = np.zeros(count, np.int64)
     for i in range(count):
         taken[i] = start if i == 0 else np.argmax(squared)
         # By differences: equal images are at exactly 0, and taken ones below that for good.
-        distance = np.square(unit - unit[taken[i]][None]).sum(axis=1)
+        distance = np.square(directions - directions[taken[i]][None]).sum(axis=1)
         squared = np.minimum(squared, distance)
         squared[taken[i]] = -1.0
     return taken

@@ -17,6 +17,7 @@ threshold on the other. With none, every image has 0 and passes.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -29,6 +30,7 @@ from lt_jax.selection.scorer import Evidence, FitError, Scorer
 from lt_jax.shapes import Array, Float, Int, Labels
 
 SEED = 0  # of the folds; which rows they hold depends on the order of rows alone
+CHUNK = 1024  # images that are scored at once: neighbours and ranks take as many rows of n numbers
 
 
 @flax.struct.dataclass
@@ -80,24 +82,21 @@ class Ensemble:
           FitError: a class has no image, what a member reads is not finite, or not there.
         """
         evidence = jax.tree.map(np.asarray, evidence)
-        fitted = self._fit_members(evidence)
+        fitted, labels = self._fit_members(evidence), evidence.labels
         if len(self.members) < 2:
             return EnsembleState(fitted, None)
-        size = -(-len(evidence.labels) // self.folds)
 
         def score(rest: np.ndarray, held: np.ndarray) -> np.ndarray:
             state = self._fit_members(jax.tree.map(lambda leaf: leaf[rest], evidence))
-            # Up to the largest fold, so that all share one program.
-            rows = np.flatnonzero(held)
-            padded = np.resize(rows, max(size, len(rows)))
-            taken = jax.tree.map(lambda leaf: jnp.asarray(leaf[padded]), evidence)
-            return np.asarray(self._scores(state, taken))[: len(rows)]
+            scored = functools.partial(self._scores, state)
+            return score_rows(scored, evidence, np.flatnonzero(held), self.largest_fold(labels))
 
-        scores = calibration.held_out_scores(score, evidence.labels, self.folds, SEED)
+        scores = calibration.held_out_scores(score, labels, self.folds, SEED)
         if np.isnan(scores).all():
             # No class has two images: the fit's own scores stand in for held-out ones.
-            scores = np.asarray(self._scores(fitted, jax.tree.map(jnp.asarray, evidence)))
-        return EnsembleState(fitted, _ranks(scores, evidence.labels, self))
+            scored = functools.partial(self._scores, fitted)
+            scores = score_rows(scored, evidence, np.arange(len(labels)))
+        return EnsembleState(fitted, _ranks(scores, labels, self))
 
     @functools.partial(jax.jit, static_argnums=0)
     def score(
@@ -118,6 +117,10 @@ class Ensemble:
         ]
         return jnp.mean(jnp.stack(ranks, axis=1), axis=1), each
 
+    def largest_fold(self, labels: Int[np.ndarray, "n"]) -> int:
+        """Rows of the largest of the folds."""
+        return -(-len(labels) // self.folds)
+
     def _fit_members(self, evidence: Evidence) -> tuple[Any, ...]:
         return tuple(
             scorer.fit(_read(name, scorer, evidence), evidence.logits, evidence.labels)
@@ -131,6 +134,33 @@ class Ensemble:
             for (name, scorer), state in zip(self.members, states, strict=True)
         ]
         return jnp.stack(found, axis=1) if found else jnp.zeros((len(evidence.labels), 0))
+
+
+def score_rows(
+    score: Callable[[Evidence], Array],
+    evidence: Evidence,
+    rows: Int[np.ndarray, "r"],
+    width: int = 0,
+) -> Float[np.ndarray, "r ..."]:
+    """Scores of these rows of the evidence, on host, at most CHUNK at a time.
+
+    Args:
+      score: of evidence of any number of images, each by itself.
+      evidence: of n images, in NumPy's arrays.
+      rows: whose scores, in order.
+      width: in batches as large as if there were so many rows, so that folds of about one size
+        share a program; 0: as many as there are.
+    """
+    if not len(rows):
+        return np.zeros(0, np.float32)
+    size = min(CHUNK, max(width, len(rows)))
+    found = []
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        padded = np.resize(chunk, size)
+        taken = jax.tree.map(lambda leaf, at=padded: jnp.asarray(leaf[at]), evidence)
+        found.append(np.asarray(score(taken))[: len(chunk)])
+    return np.concatenate(found)
 
 
 def _read(name: str, scorer: Scorer, evidence: Evidence) -> Any:

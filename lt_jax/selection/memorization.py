@@ -47,6 +47,7 @@ import numpy as np
 from lt_jax.config import AugmentConfig, ConfigError, MemorizationConfig
 from lt_jax.selection import calibration, registration, similarity
 from lt_jax.selection.neighbors import nearest_rows
+from lt_jax.selection.sphere import unit
 from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Labels, UInt8
 
 SURELY = 0.99
@@ -73,7 +74,8 @@ class Bank:
 
     Attributes:
       symmetries: names in `registration.SYMMETRIES`; `shift`: the largest one, in pixels.
-      images: [n h w] uint8, gray. thumbnails: [n t], of mean 0 and, as features [n d], of length 1.
+      images: [n h w] uint8, gray; `spreads` [n f]: of what each shift cuts out of them.
+      thumbnails: [n t], of mean 0 and, as features [n d], of length 1.
       groups: [n].
       cosine_limits, ms_ssim_limits: [k], above which an image of a class is a copy.
       val, val_labels: `Nearest` [v] and classes [v], for the audit.
@@ -83,6 +85,7 @@ class Bank:
     shift: int = flax.struct.field(pytree_node=False)
     images: Any
     thumbnails: Any
+    spreads: Any
     features: Any
     groups: Any
     cosine_limits: Any = None
@@ -123,29 +126,20 @@ def fit(
             "to train is calibrated on it; raise config.data.split.val, or give the gate up with "
             "config.synthesize.selection.memorization.gate=False"
         )
-    height, width = train_images.shape[1:3]
-    if augment.rotate90 and height != width:
-        raise ConfigError(f"augment.rotate90: got images of {height}x{width}; takes square ones")
-    shift = registration.reach(augment, height, width)
-    images, thumbnails = _pictures(train_images, shift)
-    bank = Bank(
-        symmetries=registration.symmetries(augment),
-        shift=shift,
-        images=images,
-        thumbnails=thumbnails,
-        features=_unit(jnp.asarray(train_features, jnp.float32)),
-        groups=jnp.asarray(train_groups, jnp.int32),
-    )
+    bank = _of_train(train_images, train_features, train_groups, augment)
     val = _nearest_of_all(config, bank, np.asarray(val_images), np.asarray(val_features))
     labels = np.asarray(val_labels)
-    cosine, ms_ssim = (
-        _limits(values, labels, num_classes, 1 - share(config), pooling)
-        for values in (val.cosine, val.ms_ssim)
+    limits_of = functools.partial(
+        _limits,
+        labels=labels,
+        num_classes=num_classes,
+        keep_rate=1 - share(config),
+        pooling=pooling,
     )
     return dataclasses.replace(
         bank,
-        cosine_limits=jnp.asarray(cosine, jnp.float32),
-        ms_ssim_limits=jnp.asarray(np.minimum(ms_ssim, SURELY), jnp.float32),
+        cosine_limits=jnp.asarray(limits_of(val.cosine), jnp.float32),
+        ms_ssim_limits=jnp.asarray(np.minimum(limits_of(val.ms_ssim), SURELY), jnp.float32),
         val=val,
         val_labels=labels.astype(np.int32),
     )
@@ -174,8 +168,8 @@ def nearest(
     own = (own_groups[:, None] == bank.groups[None]) & (own_groups >= 0)[:, None]
     leave_out = lambda likeness: jnp.where(own, -jnp.inf, likeness)
 
-    unit = _unit(features.astype(jnp.float32))
-    cosine = leave_out(jnp.matmul(unit, bank.features.T, precision="highest"))
+    probes = unit(features.astype(jnp.float32))
+    cosine = leave_out(jnp.matmul(probes, bank.features.T, precision="highest"))
     correlation, view = _correlate(bank, views)
     count = min(config.candidates, bank.images.shape[0])
     by_features, first = nearest_rows(cosine, count)
@@ -206,6 +200,40 @@ def is_copy(
     return {"both": near | alike, "cosine": near | surely, "ms_ssim": alike}[config.similarity]
 
 
+def limits(config: MemorizationConfig, bank: Bank) -> dict[str, Float[np.ndarray, "k"]]:
+    """By measure, the limits [k] that `is_copy` goes by; a measure that it ignores is not there."""
+    cosine = np.asarray(bank.cosine_limits, np.float64)
+    ms_ssim = np.asarray(bank.ms_ssim_limits, np.float64)
+    return {
+        "both": {"cosine": cosine, "ms_ssim": ms_ssim},
+        "cosine": {"cosine": cosine, "ms_ssim": np.full_like(ms_ssim, np.float32(SURELY))},
+        "ms_ssim": {"ms_ssim": ms_ssim},
+    }[config.similarity]
+
+
+def _of_train(
+    images: UInt8[np.ndarray | Array, "n h w c"],
+    features: Float[np.ndarray | Array, "n d"],
+    groups: Int[np.ndarray | Array, "n"],
+    augment: AugmentConfig,
+) -> Bank:
+    """A bank without limits."""
+    height, width = images.shape[1:3]
+    if augment.rotate90 and height != width:
+        raise ConfigError(f"augment.rotate90: got images of {height}x{width}; takes square ones")
+    shift = registration.reach(augment, height, width)
+    gray, thumbnails, spreads = _pictures(images, shift)
+    return Bank(
+        symmetries=registration.symmetries(augment),
+        shift=shift,
+        images=gray,
+        thumbnails=thumbnails,
+        spreads=spreads,
+        features=unit(jnp.asarray(features, jnp.float32)),
+        groups=jnp.asarray(groups, jnp.int32),
+    )
+
+
 def _limits(
     values: Float[np.ndarray, "v"],
     labels: Int[np.ndarray, "v"],
@@ -226,13 +254,14 @@ def share(config: MemorizationConfig) -> float:
 
 def _pictures(
     images: UInt8[np.ndarray | Array, "n h w c"], shift: int
-) -> tuple[UInt8[Array, "n h w"], Float[Array, "n t"]]:
-    """Gray images and thumbnails, some at a time: float images would take many times the room."""
+) -> tuple[UInt8[Array, "n h w"], Float[Array, "n t"], Float[Array, "n f"]]:
+    """Gray images, thumbnails and spreads; some at a time, or floats would take much room."""
     parts = []
     for start in range(0, len(images), CHUNK):
         gray = registration.gray(images[start : start + CHUNK])
         small = registration.thumbnails(gray, shift, (0,))[0]
-        parts.append((gray.astype(jnp.uint8), small))
+        spreads = registration.spreads(gray, shift)
+        parts.append((gray.astype(jnp.uint8), small, spreads))
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
@@ -251,10 +280,6 @@ def _nearest_of_all(
             )
         )
     return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(images)], *found)
-
-
-def _unit(vectors: Float[Array, "n d"]) -> Float[Array, "n d"]:
-    return vectors / jnp.maximum(jnp.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def _correlate(
@@ -284,16 +309,24 @@ def _compare(
     view: Int[Array, "b n"],
 ) -> Float[Array, "b p"]:
     """MS-SSIM of each image, in the view that fits, with each of its rows; one row at a time."""
+    middles = registration.middle(views, bank.shift)
+    told = [similarity.describe(registration.stretch(x)) for x in middles]
 
     def one(pair):
         row, number = pair
-        fits = number[None] == jnp.arange(len(views))[:, None]
-        shown = jnp.sum(jnp.where(fits[:, :, None, None], views, 0.0), axis=0)
+        x = _pick(number[:, None, None], *middles)
         train = bank.images[row].astype(jnp.float32)
-        x, y = registration.align(shown, train, bank.shift)
-        return similarity.ms_ssim(
-            registration.stretch(x)[..., None], registration.stretch(y)[..., None]
-        )
+        y = registration.align(x, train, bank.spreads[row], bank.shift)
+        of_x = jax.tree.map(functools.partial(_pick, number[None, :, None]), *told)
+        return similarity.compare(of_x, similarity.describe(registration.stretch(y)))
 
     numbers = jnp.take_along_axis(view, rows, axis=1)
     return jax.lax.map(one, (rows.T, numbers.T)).T
+
+
+def _pick(number: Int[Array, "..."], *values: Array) -> Array:
+    """Of each image the value of its view's number."""
+    picked = values[0]
+    for i, value in enumerate(values[1:], 1):
+        picked = jnp.where(number == i, value, picked)
+    return picked

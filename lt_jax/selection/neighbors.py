@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.selection.scorer import check_fit
+from lt_jax.selection.sphere import unit
 from lt_jax.shapes import Array, Features, Float, Int, Labels, Logits
 
 POOLING = 20.0  # other images at which a class's own moments weigh half
@@ -75,14 +76,13 @@ class KNearest:
         del logits
         features, labels = np.asarray(features, np.float32), np.asarray(labels)
         check_fit({"features": features}, labels, self.num_classes)
-        norms = np.linalg.norm(features, axis=1, keepdims=True)
-        unit = features / np.where(norms > 0, norms, 1.0)
+        directions = np.asarray(unit(features))
         counts = np.bincount(labels, minlength=self.num_classes)
-        profiles = [_profile(unit[labels == label]) for label in range(self.num_classes)]
+        profiles = [_profile(directions[labels == label]) for label in range(self.num_classes)]
         means, variances = _expected(profiles, counts, self.neighbors)
-        missing = -len(unit) % PADDING
+        missing = -len(labels) % PADDING
         return NeighborsState(
-            bank=jnp.asarray(np.pad(unit, ((0, missing), (0, 0)))),
+            bank=jnp.asarray(np.pad(directions, ((0, missing), (0, 0)))),
             labels=jnp.asarray(np.pad(labels, (0, missing), constant_values=-1), jnp.int32),
             ranks=jnp.asarray(np.minimum(self.neighbors, counts), jnp.int32),
             means=jnp.asarray(means, jnp.float32),
@@ -101,15 +101,14 @@ class KNearest:
     ) -> Float[Array, "b"]:
         """Equation (1), in [0, 2]; b m numbers at a time, for m train images."""
         del logits
-        norms = jnp.linalg.norm(features, axis=1, keepdims=True)
-        unit = features / jnp.where(norms > 0, norms, 1.0)
-        likeness = jnp.matmul(unit, state.bank.T, precision=jax.lax.Precision.HIGHEST)
+        probes = unit(features)
+        likeness = jnp.matmul(probes, state.bank.T, precision=jax.lax.Precision.HIGHEST)
         own = state.labels[None] == labels[:, None]
         count = min(self.neighbors, state.bank.shape[0])
         _, rows = nearest_rows(jnp.where(own, likeness, -jnp.inf), count)
         row = jnp.take_along_axis(rows, state.ranks[labels][:, None] - 1, axis=1)[:, 0]
         # Anew from the difference: 2 - 2 cos has no digits left for what is near.
-        return jnp.linalg.norm(unit - state.bank[row], axis=1)
+        return jnp.linalg.norm(probes - state.bank[row], axis=1)
 
 
 def nearest_rows(
@@ -130,11 +129,11 @@ def nearest_rows(
     return values.T, places.T
 
 
-def _profile(unit: np.ndarray) -> np.ndarray:
+def _profile(directions: np.ndarray) -> np.ndarray:
     """Mean over images of one class [n d] of (d_t, d_t^2), t = 1 ... n - 1: [n-1 2]."""
-    count = len(unit)
+    count = len(directions)
     anchors = np.unique(np.linspace(0, count - 1, ANCHORS).astype(int))
-    squares = np.maximum(2 - 2 * unit[anchors].astype(np.float64) @ unit.T, 0.0)
+    squares = np.maximum(2 - 2 * directions[anchors].astype(np.float64) @ directions.T, 0.0)
     others = squares[np.arange(count)[None] != anchors[:, None]].reshape(len(anchors), count - 1)
     squares = np.sort(others, axis=1)
     return np.stack([np.sqrt(squares).mean(axis=0), squares.mean(axis=0)], axis=1)

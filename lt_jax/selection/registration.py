@@ -17,6 +17,7 @@ SHIFT = 2  # pixels
 MIN_CONTRAST = 2.5  # levels of standard deviation, below which a picture is not stretched
 
 Gray = Float[Array, "b h w"]
+Planes = Float[Array, "h b w"]  # as `similarity` takes them
 
 SYMMETRIES: dict[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
@@ -89,30 +90,65 @@ def _averages(side: int, shift: int, offset: int) -> Float[np.ndarray, "t s"]:
     return (covered / covered.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def align(x: Gray, y: Gray, shift: int) -> tuple[Float[Array, "b p q"], Float[Array, "b p q"]]:
-    """The middle of x, and what of y as large correlates most with it."""
-    if shift == 0:
-        return x, y
-    height, width = x.shape[1] - 2 * shift, x.shape[2] - 2 * shift
-    middle = x[:, shift : shift + height, shift : shift + width]
-    centred = middle - middle.mean(axis=(1, 2), keepdims=True)
-    level = y - y.mean(axis=(1, 2), keepdims=True)  # squares of small numbers lose less
+def middle(views: Float[Array, "s b h w"], shift: int) -> Float[Array, "s b p q"]:
+    """What is left wherever images are moved by `shift`: without a border that wide."""
+    height, width = views.shape[2:]
+    return views[:, :, shift : height - shift, shift : width - shift]
+
+
+def spreads(gray: Gray, shift: int) -> Float[Array, "b f"]:
+    """The standard deviation of what each shift of `align` cuts out, in its order; at least 0.03.
+
+    Shifts are row by row, from -shift to shift each way.
+    """
+    height, width = gray.shape[1] - 2 * shift, gray.shape[2] - 2 * shift
+    level = gray - gray.mean(axis=(1, 2), keepdims=True)  # squares of small numbers lose less
 
     def at_row(top: Array) -> Float[Array, "f b"]:
         strip = jax.lax.dynamic_slice_in_dim(level, top, height, axis=1)
         windows = jnp.stack([strip[:, :, left : left + width] for left in range(2 * shift + 1)])
-        covariance = (windows * centred[None]).mean(axis=(2, 3))
-        variance = jnp.square(windows).mean(axis=(2, 3)) - jnp.square(windows.mean(axis=(2, 3)))
-        return covariance / jnp.sqrt(jnp.maximum(variance, 1e-3))
+        return jnp.square(windows).mean(axis=(2, 3)) - jnp.square(windows.mean(axis=(2, 3)))
 
-    correlation = jax.lax.map(at_row, jnp.arange(2 * shift + 1)).reshape(-1, x.shape[0])
-    top, left = jnp.divmod(jnp.argmax(correlation, axis=0), 2 * shift + 1)
+    variances = jax.lax.map(at_row, jnp.arange(2 * shift + 1)).reshape(-1, gray.shape[0])
+    return jnp.sqrt(jnp.maximum(variances, 1e-3)).T
+
+
+def align(
+    x: Float[Array, "b p q"], y: Gray, spreads_y: Float[Array, "b f"], shift: int
+) -> Float[Array, "b p q"]:
+    """What of y, as large as x, correlates most with x.
+
+    Args:
+      x: the `middle` of images.
+      y: as large as the images were.
+      spreads_y: `spreads` of y.
+      shift: the largest one that is tried.
+    """
+    (height, width), across = x.shape[1:], y.shape[2]
+    # Padded to y's width: what a shift cuts out of y is then a run of its pixels, and a correlation
+    # a product of two vectors.
+    centred = x - x.mean(axis=(1, 2), keepdims=True)
+    probe = jnp.pad(centred, ((0, 0), (0, 0), (0, 2 * shift))).reshape(x.shape[0], -1)
+    level = (y - y.mean(axis=(1, 2), keepdims=True)).reshape(y.shape[0], -1)
+    level = jnp.pad(level, ((0, 0), (0, 2 * shift)))
+
+    def at_row(top: Array) -> Float[Array, "b f"]:
+        runs = [
+            jax.lax.dynamic_slice_in_dim(level, top * across + left, probe.shape[1], axis=1)
+            for left in range(2 * shift + 1)
+        ]
+        return jnp.einsum("bfk,bk->bf", jnp.stack(runs, axis=1), probe, precision="highest")
+
+    covariances = jax.lax.map(at_row, jnp.arange(2 * shift + 1))
+    covariances = jnp.moveaxis(covariances, 0, 1).reshape(spreads_y.shape)
+    top, left = jnp.divmod(jnp.argmax(covariances / spreads_y, axis=1), 2 * shift + 1)
     cut = lambda image, top, left: jax.lax.dynamic_slice(image, (top, left), (height, width))
-    return middle, jax.vmap(cut)(y, top, left)
+    return jax.vmap(cut)(y, top, left)
 
 
-def stretch(gray: Gray) -> Gray:
-    """To a mean of 127.5 and a standard deviation of 50 levels."""
-    mean = gray.mean(axis=(1, 2), keepdims=True)
-    spread = gray.std(axis=(1, 2), keepdims=True)
-    return (gray - mean) * (50 / jnp.maximum(spread, MIN_CONTRAST)) + 127.5
+def stretch(gray: Float[Array, "b p q"]) -> Planes:
+    """To a mean of 127.5 and a standard deviation of 50 levels; planes for `similarity`."""
+    planes = jnp.swapaxes(gray, 0, 1)
+    mean = planes.mean(axis=(0, 2), keepdims=True)
+    spread = planes.std(axis=(0, 2), keepdims=True)
+    return (planes - mean) * (50 / jnp.maximum(spread, MIN_CONTRAST)) + 127.5

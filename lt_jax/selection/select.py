@@ -18,7 +18,7 @@ import numpy as np
 
 from lt_jax.config import MemorizationConfig, SelectionConfig
 from lt_jax.selection import calibration, memorization
-from lt_jax.selection.ensemble import Ensemble
+from lt_jax.selection.ensemble import Ensemble, score_rows
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Array, Float, ImagesU8, Int
 
@@ -87,20 +87,24 @@ def calibrate(
       FitError: a class has no train image, or a feature is not finite.
       CalibrationError: no image could be held out.
     """
+    train, held_out = jax.tree.map(np.asarray, (train, held_out))
     fitted = ensemble.fit(train)
     if not ensemble.members:  # every image passes
         return fitted, np.full(ensemble.num_classes, np.inf)
     if held_out is None:
-        labels = np.asarray(train.labels)
+        labels = train.labels
 
         def score(rest: np.ndarray, held: np.ndarray) -> np.ndarray:
-            take = lambda rows: jax.tree.map(lambda leaf: leaf[rows], train)
-            return np.asarray(_score(ensemble, ensemble.fit(take(rest)), take(held)))
+            state = ensemble.fit(jax.tree.map(lambda leaf: leaf[rest], train))
+            combined = lambda taken: ensemble.score(state, taken)[0]
+            width = ensemble.largest_fold(labels)
+            return score_rows(combined, train, np.flatnonzero(held), width)
 
         scores = calibration.held_out_scores(score, labels, config.folds, seed)
     else:
-        labels = np.asarray(held_out.labels)
-        scores = np.asarray(_score(ensemble, fitted, held_out))
+        labels = held_out.labels
+        combined = lambda taken: ensemble.score(fitted, taken)[0]
+        scores = score_rows(combined, held_out, np.arange(len(labels)))
     limits = calibration.thresholds(
         scores, labels, ensemble.num_classes, config.keep_rate, config.pooling
     )
@@ -145,7 +149,3 @@ def judge(
         passed=passed,
         accepted=jnp.all(passed, axis=1),
     )
-
-
-def _score(ensemble: Ensemble, fitted: Any, evidence: Evidence) -> Float[Array, "n"]:
-    return ensemble.score(fitted, jax.tree.map(jnp.asarray, evidence))[0]

@@ -17,46 +17,75 @@ with w = 0.0448, 0.2856, 0.3001, 0.2363, 0.1333. A negative mean counts as 0, si
 power. Small images have fewer scales: M is how many of the five leave room for the window, and the
 weights of these are divided by their sum (five scales take 176 pixels; 32 pixels have two). An
 image that is smaller than the window has one scale, in a window cut to the largest odd side that
-fits. An odd last row or column is left out of the next scale. Colour channels are compared by
-themselves and the results averaged.
+fits. An odd last row or column is left out of the next scale.
+
+What (1) and (2) need of one image alone is computed once, for as many pairs as the image stands in
+(`describe`); a pair adds the window of the product (`compare`). (2) is computed of levels about
+each image's own mean, which leaves it as it is: squares of small numbers lose less.
 
 The window is separable and applied as two products with a banded matrix, in full float32: outside
 of loops CPUs run these many times as fast as a convolution, on GPU they are products like any
-other, where the shorter mantissa of TF32 would leave no digits of a variance.
+other, where the shorter mantissa of TF32 would leave no digits of a variance. Planes lie row by
+row, [h n w], so that neither product has to move them.
 """
 
+from typing import Any
+
+import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.shapes import Array, Float, ImagesU8
+from lt_jax.shapes import Array, Float
 
 WINDOW, SIGMA = 11, 1.5
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
-Levels = ImagesU8 | Float[Array, "b h w c"]
-Planes = Float[Array, "n h w"]
+Planes = Float[Array, "h n w"]
 
 
-def ssim(first: Levels, second: Levels) -> Float[Array, "b"]:
-    """Equation (3) of each pair of images [b h w c], with values in [0, 255]; 1 if equal."""
-    window, _ = scales(*first.shape[1:3])
-    whole, _ = _compare(_planes(first), _planes(second), window)
-    return _mean_of_channels(whole, first.shape[-1])
+@flax.struct.dataclass
+class Scale:
+    """Gray images at one scale: levels [h n w] about the image's mean, `centres` [1 n 1]; of each
+    window [p n q] mu less that and s^2 of (1) and (2).
+    """
+
+    levels: Any
+    centres: Any
+    means: Any
+    variances: Any
 
 
-def ms_ssim(first: Levels, second: Levels) -> Float[Array, "b"]:
-    """Equation (4) of each pair of images [b h w c], with values in [0, 255]; 1 if equal."""
-    window, weights = scales(*first.shape[1:3])
-    x, y = _planes(first), _planes(second)
-    result = jnp.ones(x.shape[0], x.dtype)
-    for scale, weight in enumerate(weights):
+def describe(planes: Planes) -> tuple[Scale, ...]:
+    """What (4) needs of each gray image by itself, scale by scale; levels in [0, 255].
+
+    Image i depends on plane i alone.
+    """
+    window, weights = scales(planes.shape[0], planes.shape[2])
+    found = []
+    for scale in range(len(weights)):
         if scale:
-            x, y = _halve(x), _halve(y)
-        whole, contrast = _compare(x, y, window)
-        part = contrast if scale < len(weights) - 1 else whole
-        result *= jnp.maximum(part, 0.0) ** weight
-    return _mean_of_channels(result, first.shape[-1])
+            planes = _halve(planes)
+        centres = planes.mean((0, 2), keepdims=True)
+        levels = planes - centres
+        means = _blur(levels, window)
+        variances = _blur(levels * levels, window) - means * means
+        found.append(Scale(levels, centres, means, variances))
+    return tuple(found)
+
+
+def compare(first: tuple[Scale, ...], second: tuple[Scale, ...]) -> Float[Array, "n"]:
+    """Equation (4) of each pair: image i of the one with image i of the other; 1 if equal."""
+    window, weights = scales(first[0].levels.shape[0], first[0].levels.shape[2])
+    result = jnp.ones(first[0].levels.shape[1], jnp.float32)
+    for x, y, weight in zip(first, second, weights, strict=True):
+        covariances = _blur(x.levels * y.levels, window) - x.means * y.means
+        part = (2 * covariances + C2) / (x.variances + y.variances + C2)
+        if y is second[-1]:
+            mean_x, mean_y = x.means + x.centres, y.means + y.centres
+            part *= (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
+        result *= jnp.maximum(part.mean((0, 2)), 0.0) ** weight
+    return result
 
 
 def scales(height: int, width: int) -> tuple[int, tuple[float, ...]]:
@@ -67,34 +96,10 @@ def scales(height: int, width: int) -> tuple[int, tuple[float, ...]]:
     return window, tuple(weight / sum(used) for weight in used)
 
 
-def _planes(images: Levels) -> Planes:
-    """All channels of all images, one behind the other."""
-    levels = jnp.moveaxis(jnp.asarray(images, jnp.float32), -1, 1)
-    return levels.reshape(-1, *levels.shape[2:])
-
-
-def _mean_of_channels(values: Float[Array, "n"], channels: int) -> Float[Array, "b"]:
-    return values.reshape(-1, channels).mean(axis=1)
-
-
-def _compare(x: Planes, y: Planes, window: int) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
-    """Means of l cs and of cs over the places where the window fits."""
-    # About the mean of the pair, which leaves (2) as it is: squares of small numbers lose less.
-    centre = (x.mean((1, 2), keepdims=True) + y.mean((1, 2), keepdims=True)) / 2
-    x, y = x - centre, y - centre
-    mean_x, mean_y, squares, product = _blur(jnp.stack([x, y, x * x + y * y, x * y]), window)
-    squares -= mean_x * mean_x + mean_y * mean_y
-    product -= mean_x * mean_y
-    contrast = (2 * product + C2) / (squares + C2)
-    mean_x, mean_y = mean_x + centre, mean_y + centre
-    luminance = (2 * mean_x * mean_y + C1) / (mean_x * mean_x + mean_y * mean_y + C1)
-    return (luminance * contrast).mean((1, 2)), contrast.mean((1, 2))
-
-
-def _blur(maps: Float[Array, "m n h w"], window: int) -> Float[Array, "m n p q"]:
-    down, across = (_band(side, window) for side in maps.shape[2:])
-    rows = jnp.einsum("mnhw,qw->mnhq", maps, across, precision="highest")
-    return jnp.einsum("ph,mnhq->mnpq", down, rows, precision="highest")
+def _blur(planes: Planes, window: int) -> Float[Array, "p n q"]:
+    height, _, width = planes.shape
+    rows = jnp.einsum("ph,hnw->pnw", _band(height, window), planes, precision="highest")
+    return jnp.einsum("pnw,qw->pnq", rows, _band(width, window), precision="highest")
 
 
 def _band(side: int, window: int) -> Float[np.ndarray, "p s"]:
@@ -107,6 +112,7 @@ def _band(side: int, window: int) -> Float[np.ndarray, "p s"]:
     return band.astype(np.float32)
 
 
-def _halve(planes: Planes) -> Float[Array, "n p q"]:
-    n, h, w = planes.shape[0], planes.shape[1] // 2, planes.shape[2] // 2
-    return planes[:, : 2 * h, : 2 * w].reshape(n, h, 2, w, 2).mean(axis=(2, 4))
+def _halve(planes: Planes) -> Float[Array, "p n q"]:
+    height, width = planes.shape[0] // 2 * 2, planes.shape[2] // 2 * 2
+    rows = planes[0:height:2] + planes[1:height:2]
+    return (rows[:, :, 0:width:2] + rows[:, :, 1:width:2]) / 4

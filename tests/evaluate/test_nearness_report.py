@@ -171,3 +171,19 @@ def test_a_run_reads_its_audit_counts_its_copies_and_looks_up_the_pairs(tmp_path
     assert (first.label, first.nearest.label, first.ms_ssim) == ("second", "second", 0.8)
     assert "second" not in found.rejected
     assert reporting._gallery(manifest, images, reader, None).closest == {}
+
+
+def test_a_limit_that_is_not_in_force_is_not_printed(audited, tmp_path):
+    told = copy.deepcopy(audited)
+    for row in told["classes"]:
+        row["limits"] = {"ms_ssim": 0.88}
+    write({**told, "similarity": "ms_ssim"}, tmp_path)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    section = html.split("Copies of train images")[1].split('id="doses"')[0]
+    assert "0.880" in section and "0.930" not in section
+
+
+def test_the_page_says_how_copies_are_counted(written):
+    html = (written[1] / "report.html").read_text(encoding="utf-8")
+    assert "rejected, each by the first gate that it failed: " in html
+    assert "counted here whichever other gates it failed" in html

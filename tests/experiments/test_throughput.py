@@ -7,9 +7,11 @@ import time
 
 import pytest
 
-from experiments.throughput import cases, throughput
+from experiments.throughput import cases, sampling, throughput
 from lt_jax import config as config_lib
+from lt_jax.data.pool import open_pool
 from lt_jax.runtime import mesh
+from tests.data.pool.making import write
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -35,7 +37,8 @@ def result(config):
 def test_every_part_is_timed(result):
     assert [row["name"] for row in result["rows"]] == [
         "generator training", "extractor training", "classifier training", "prediction",
-        "sampling", "sampling, no selection", "sampling, separate calls",
+        "sampling", "sampling, no selection", "sampling, network alone",
+        "sampling, separate calls",
         "loader, memory", "loader, JPEG files", "loader, pool",
     ]  # fmt: skip
     for row in result["rows"]:
@@ -48,6 +51,7 @@ def test_every_part_is_timed(result):
         *(f"loader, {source} / classifier training" for source in ("memory", "JPEG files", "pool")),
         "sampling: fused / no selection",
         "sampling: fused / separate calls",
+        "sampling: the network's part of the time",
     }
 
 
@@ -147,3 +151,19 @@ def test_training_case_trains(config):
     losses = [float(case.call()["loss"]) for _ in range(30)]
     assert losses[-1] < losses[0]  # the state goes round; one batch is learnt by heart
     assert case.devices == 2 and case.images == config.classify.batch_size
+
+
+def test_accepted_images_a_second_are_the_rate_times_a_class_s_share(tmp_path):
+    write(tmp_path, [range(8)], wanted=(2, 8))  # of class 0 four of five pass, two are needed
+    pool = open_pool(tmp_path)
+    assert sampling.acceptance(pool) == {"first": 0.8, "second": 1.0, "all": 7 / 8}
+    first, second, whole = throughput.accepted([10.0, 20.0, 30.0], pool)
+    assert (first["name"], first["median"], first["max"]) == ("first", 16.0, 24.0)
+    assert second["median"] == 20.0 and math.isclose(whole["min"], 8.75)
+
+
+def test_the_network_takes_a_part_of_the_time(result):
+    (part,) = [r for r in result["ratios"] if r["name"].endswith("network's part of the time")]
+    rates = {r["name"]: r["images_per_second"] for r in result["rows"]}
+    fused, alone = rates["sampling"], rates["sampling, network alone"]
+    assert fused["min"] / alone["max"] <= part["median"] <= fused["max"] / alone["min"]

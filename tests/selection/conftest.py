@@ -6,4 +6,8 @@ import pytest
 @pytest.fixture
 def pytorch_ood():
     """Its detectors: an independent implementation, not among the requirements."""
-    return pytest.importorskip("pytorch_ood.detector", exc_type=ImportError)
+    return pytest.importorskip(
+        "pytorch_ood.detector",
+        reason="needs pytorch-ood, which brings torch: pip install pytorch-ood",
+        exc_type=ImportError,
+    )

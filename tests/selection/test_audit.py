@@ -2,11 +2,13 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lt_jax.config import MemorizationConfig
-from lt_jax.selection.audit import BINS, CLOSEST, audit
+from lt_jax.selection import memorization
+from lt_jax.selection.audit import BINS, CLOSEST, audit, closest
 from lt_jax.selection.memorization import Bank, Nearest
 
 CLASSES = ("first", "second", "none of it")
@@ -22,6 +24,7 @@ def bank(val=200):
         shift=0,
         images=None,
         thumbnails=None,
+        spreads=None,
         features=None,
         groups=None,
         cosine_limits=np.array([0.9, 0.8, 0.85], np.float32),
@@ -51,7 +54,7 @@ def columns():
 
 @pytest.fixture(scope="module")
 def found():
-    return audit(MemorizationConfig(), bank(), columns(), CLASSES)
+    return audit(MemorizationConfig(), bank(), columns(), CLASSES, {1: 0.25, 10: 0.5})
 
 
 def test_counts_are_those_of_the_columns(found):
@@ -94,9 +97,42 @@ def test_the_closest_pairs_are_named_most_alike_first(found):
         "index": 3,
         "class": "second",
         "nearest": "train 1",
-        "cosine": pytest.approx(told["cosine"][1]),
+        "cosine": 0.25,  # of the two, not the column's: the highest of any train image
         "ms_ssim": pytest.approx(told["ms_ssim"][1]),
     }
+    assert copies[0]["cosine"] is None and accepted[0]["cosine"] == 0.5
+    rows = closest(told)
+    assert rows["copies"].tolist() == list(range(8))
+    assert rows["accepted"].tolist() == list(range(10, 10 + CLOSEST))
+
+
+@pytest.mark.parametrize(
+    ("similarity", "limits"),
+    [
+        ("both", {"cosine": 0.8, "ms_ssim": 0.85}),
+        ("cosine", {"cosine": 0.8, "ms_ssim": 0.99}),  # whatever val holds, this much is a copy
+        ("ms_ssim", {"ms_ssim": 0.85}),
+    ],
+)
+def test_a_limit_that_the_gate_does_not_go_by_is_not_told(similarity, limits):
+    config = MemorizationConfig(similarity=similarity)
+    told = audit(config, bank(), columns(), CLASSES, {})
+    assert told["classes"][1]["limits"] == pytest.approx(limits)
+
+
+@pytest.mark.parametrize("similarity", ["both", "cosine", "ms_ssim"])
+def test_the_limits_that_are_told_are_those_that_stop(similarity):
+    config = MemorizationConfig(similarity=similarity)
+    grid = np.linspace(0.7, 1.0, 61, dtype=np.float32)
+    cosine, ms_ssim = (axis.ravel() for axis in np.meshgrid(grid, grid))
+    labels = np.arange(len(cosine)) % 3
+    found = Nearest(*map(jnp.asarray, (cosine, labels, ms_ssim, labels)))
+    stopped = np.asarray(memorization.is_copy(config, bank(), found, jnp.asarray(labels)))
+    told = np.zeros(len(cosine), bool)
+    for measure, limits in memorization.limits(config, bank()).items():
+        told |= np.asarray(getattr(found, measure)) > limits.astype(np.float32)[labels]
+    np.testing.assert_array_equal(told, stopped)
+    assert 0.1 < stopped.mean() < 0.9
 
 
 @pytest.mark.parametrize(
@@ -106,7 +142,7 @@ def test_the_closest_pairs_are_named_most_alike_first(found):
 def test_how_many_val_images_can_vouch_for_the_share(similarity, false_alarm, least):
     """With one image less, the conformal rank lies beyond the highest."""
     config = MemorizationConfig(similarity=similarity, false_alarm=false_alarm)
-    assert audit(config, bank(2), columns(), CLASSES)["least_val"] == least
+    assert audit(config, bank(2), columns(), CLASSES, {})["least_val"] == least
     if least is not None:
         share = false_alarm / (2 if similarity == "both" else 1)
         rank = lambda m: np.ceil((m + 1) * (1 - share) - 1e-9)
@@ -115,7 +151,7 @@ def test_how_many_val_images_can_vouch_for_the_share(similarity, false_alarm, le
 
 def test_a_pool_without_candidates_is_audited_too():
     empty = {name: column[:0] for name, column in columns().items()}
-    found = audit(MemorizationConfig(), bank(), empty, CLASSES)
+    found = audit(MemorizationConfig(), bank(), empty, CLASSES, {})
     assert found["overall"]["candidates"] == 0 and found["overall"]["val"] == 200
     assert found["closest"] == {"accepted": [], "copies": []}
     json.dumps(found, allow_nan=False)

@@ -7,7 +7,7 @@ import pytest
 
 from lt_jax.config import SelectionConfig
 from lt_jax.selection import ensemble as ensembles
-from lt_jax.selection import ood
+from lt_jax.selection import ood, select
 from lt_jax.selection.ensemble import Ensemble, Ranks
 from tests.selection.gaussians import gaussian_classes
 
@@ -156,3 +156,39 @@ def test_errors_that_were_not_measured_are_asked_for():
         made.score(state, evidence(1, [2, 2]))
     combined, _ = made.score(state, known)
     assert np.all(np.isfinite(combined))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_however_many_images_are_scored_a_few_at_a_time(monkeypatch, held_out):
+    """A fold was scored in one call once, and took memory as the square of the train images."""
+    known, config = evidence(0, [60, 25]), SelectionConfig(scores=THREE, folds=3)
+    held = evidence(1, [30, 20]) if held_out else None
+    seen, scored = [], Ensemble._scores
+
+    def watched(self, states, told):
+        seen.append(len(told.labels))
+        return scored(self, states, told)
+
+    limits, widest = [], []
+    for chunk in (1000, 8):
+        monkeypatch.setattr(ensembles, "CHUNK", chunk)
+        monkeypatch.setattr(Ensemble, "_scores", watched)
+        jax.clear_caches()
+        ensemble = make(THREE, folds=3)
+        limits.append(select.calibrate(ensemble, known, held, config, 0)[1])
+        widest.append(max(seen))
+        seen.clear()
+    assert widest[0] >= 29 and widest[1] == 8
+    np.testing.assert_allclose(limits[0], limits[1], rtol=1e-5)
+
+
+def test_scores_of_rows_are_those_of_one_call_whatever_the_batches(monkeypatch):
+    told = evidence(0, [20, 7])
+    score = lambda e: jnp.asarray(e.features)[:, :2] + jnp.asarray(e.labels)[:, None]
+    for rows in (np.arange(27), np.asarray([5, 3]), np.arange(0)):
+        for chunk, width in ((1000, 0), (1000, 50), (4, 0), (4, 50)):
+            monkeypatch.setattr(ensembles, "CHUNK", chunk)
+            found = ensembles.score_rows(score, told, rows, width)
+            assert len(found) == len(rows)
+            if len(rows):
+                np.testing.assert_array_equal(found, np.asarray(score(told))[rows])

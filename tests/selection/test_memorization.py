@@ -244,3 +244,21 @@ def test_no_val_image_and_turned_oblongs_are_refused(small):
             CONFIG, train[:, :, :12], embed(train), np.arange(40), val[:, :, :12], embed(val),
             np.zeros(30, int), 1, 0.0, AugmentConfig(rotate90=True),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_alignment_finds_the_shift_of_highest_correlation_place_by_place(shift):
+    rng = np.random.default_rng(shift)
+    x, y = rng.integers(0, 256, (2, 6, 18, 14)).astype(np.float32)
+    y[:3] += 3 * np.roll(x[:3], (1, -1), (1, 2))  # three have a likely one
+    height, width = 18 - 2 * shift, 14 - 2 * shift
+    middle = registration.middle(jnp.asarray(x)[None], shift)[0]
+    assert middle.shape == (6, height, width)
+    spreads = registration.spreads(jnp.asarray(y), shift)
+    found = registration.align(middle, jnp.asarray(y), spreads, shift)
+    steps = range(2 * shift + 1)
+    for i in range(6):
+        windows = [y[i, t : t + height, u : u + width] for t in steps for u in steps]
+        np.testing.assert_allclose(spreads[i], [w.std() for w in windows], rtol=1e-4)
+        fits = [np.corrcoef(middle[i].ravel(), w.ravel())[0, 1] for w in windows]
+        np.testing.assert_array_equal(found[i], windows[int(np.argmax(fits))])

@@ -95,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     to = command("export", _export, "PNG files in a folder a class, and a CSV table")
     to.add_argument("out", metavar="OUT", type=pathlib.Path, help="an empty or a new folder")
     to.add_argument("--verdict", choices=(*VERDICTS, export.ALL), default=VERDICTS[0])
-    command("verify", _verify, "every hash, shard and table; exits 1 where something is wrong")
+    command(
+        "verify", _verify, "every hash, shard, table and verdict; exits 1 where something is wrong"
+    )
     return parser
 
 

@@ -48,6 +48,8 @@ SCHEMA = pa.schema(
 )
 PLACE = ("shard", "position", "sha256")
 ORIGIN = ("generator", "manifest_sha256", "seed", "guidance_scale")
+THRESHOLDS = ("thresholds", "cosine_thresholds", "ms_ssim_thresholds")  # of PoolInfo, one a class
+_TUPLES = ("classes", "scores", *THRESHOLDS)
 AGAIN = "delete the stage's folder and run synthesize again"
 
 
@@ -81,17 +83,13 @@ class PoolInfo:
 
     def __post_init__(self) -> None:
         """Raises PoolError for thresholds that are not one a class, or not numbers."""
-        for name in _THRESHOLDS:
+        for name in THRESHOLDS:
             given = getattr(self, name)
             if len(given) not in (0, len(self.classes)) or any(map(math.isnan, given)):
                 raise PoolError(
                     f"pool: {name} are {given}; takes a number for each of "
                     f"{len(self.classes)} classes, or none at all"
                 )
-
-
-_THRESHOLDS = ("thresholds", "cosine_thresholds", "ms_ssim_thresholds")
-_TUPLES = ("classes", "scores", *_THRESHOLDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +185,28 @@ def part_path(folder: pathlib.Path, part: int) -> pathlib.Path:
 
 def describe(info: PoolInfo, found: Sequence[Outcome]) -> str:
     """The content of pool.json."""
-    shared = dataclasses.asdict(info)
-    for name in _THRESHOLDS:  # JSON has no infinity
-        shared[name] = [None if math.isinf(limit) else limit for limit in shared[name]]
+    shared = to_json(dataclasses.asdict(info))
     classes = [dataclasses.asdict(outcome) for outcome in found]
     return json.dumps({"version": VERSION, **shared, "outcomes": classes}, indent=1)
+
+
+def to_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `PoolInfo` as JSON, which has no infinity."""
+    limits = {name: fields[name] for name in THRESHOLDS if name in fields}
+    return {
+        **fields,
+        **{name: [None if math.isinf(x) else x for x in own] for name, own in limits.items()},
+    }
+
+
+def of_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `to_json`."""
+    limits = {name: values[name] for name in THRESHOLDS if name in values}
+    whole = {
+        **values,
+        **{name: [math.inf if x is None else x for x in own] for name, own in limits.items()},
+    }
+    return {name: tuple(x) if name in _TUPLES else x for name, x in whole.items()}
 
 
 def read_description(folder: pathlib.Path) -> tuple[PoolInfo, tuple[Outcome, ...]]:
@@ -209,9 +224,7 @@ def read_description(folder: pathlib.Path) -> tuple[PoolInfo, tuple[Outcome, ...
         found = tuple(Outcome(**outcome) for outcome in values.pop("outcomes"))
         if (version := values.pop("version")) != VERSION:
             raise PoolError(f"{path}: version {version}, this program reads {VERSION}; {AGAIN}")
-        for name in _THRESHOLDS:
-            values[name] = [math.inf if limit is None else limit for limit in values[name]]
-        return PoolInfo(**{**values, **{name: tuple(values[name]) for name in _TUPLES}}), found
+        return PoolInfo(**of_json(values)), found
     except (OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, PoolError):
             raise

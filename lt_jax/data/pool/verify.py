@@ -1,4 +1,4 @@
-"""Checks a pool against itself: every record's hash, every shard and table, and how they join."""
+"""Checks a pool against itself: hashes, shards, tables and how they join, verdicts and values."""
 
 import pathlib
 from collections.abc import Callable, Iterator
@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 
-from lt_jax.data.pool import schema
+from lt_jax.data.pool import gates, schema
 from lt_jax.data.pool.reader import PoolReader
 from lt_jax.data.pool.records import Columns, digest
 from lt_jax.data.pool.schema import SCHEMA, PoolError
+from lt_jax.data.pool.summary import MEASURES
 
 
 def problems(
@@ -18,6 +19,7 @@ def problems(
 ) -> Iterator[str]:
     """What is wrong, where; nothing if the pool is intact. `progress` is told records read."""
     yield from _of_rows(pool)
+    yield from _of_gates(pool)
     yield from _of_outcomes(pool)
     yield from _of_join(pool, folder)
     yield from _of_shards(pool, folder, progress)
@@ -47,6 +49,24 @@ def _of_rows(pool: PoolReader) -> Iterator[str]:
     ):
         for row in np.flatnonzero(rows).tolist():
             yield f"{schema.TABLE}: index {columns['index'][row]}: {what}"
+
+
+def _of_gates(pool: PoolReader) -> Iterator[str]:
+    """Candidates that their values and the pool's limits judge otherwise than their row says."""
+    columns = pool.columns
+    inside = (columns["label"] >= 0) & (columns["label"] < len(pool.info.classes))
+    rows = np.flatnonzero(inside)
+    own = {name: columns[name][rows] for name in ("label", *MEASURES)}
+    told = schema.judgements(gates.failures(pool.info, own))
+    for row, failed, verdict in zip(rows.tolist(), told["failed"], told["verdict"], strict=True):
+        said = columns["failed"][row], columns["verdict"][row]
+        unneeded = not failed and said == ("", "surplus")
+        if said != (failed, verdict) and not unneeded:
+            yield (
+                f"{schema.TABLE}: index {columns['index'][row]}: failed {str(said[0])!r}, verdict "
+                f"{said[1]}, but by its values and the gates of {schema.DESCRIPTION} it failed "
+                f"{failed!r}, verdict {verdict}"
+            )
 
 
 def _of_outcomes(pool: PoolReader) -> Iterator[str]:

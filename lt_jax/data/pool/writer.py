@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from array_record.python import array_record_module  # type: ignore[attr-defined]
 from jaxtyping import Int, UInt8
 
-from lt_jax.data.pool import schema
+from lt_jax.data.pool import gates, schema
 from lt_jax.data.pool.records import Records, digest, encode
 from lt_jax.data.pool.schema import SCHEMA, PoolError, PoolInfo
 from lt_jax.runtime import files
@@ -31,16 +31,27 @@ class PoolWriter:
     """
 
     def __init__(self, folder: pathlib.Path, info: PoolInfo):
-        """Opens `folder`, in which nobody else may write; parts of an interrupted run are kept."""
-        self._folder, self._info = folder, info
+        """Opens `folder`, in which nobody else may write; parts of an interrupted run are kept.
+
+        Raises:
+          PoolError: the parts that are there were judged by other gates than those of `info`.
+          DiskFullError: no space left.
+        """
+        self._folder = folder
         for name in ("shards", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         files.sweep(folder)
         self._parts = 0
         while schema.part_path(folder, self._parts).exists():
             self._parts += 1
+        self._info = gates.keep(folder, info, self._parts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool")
         self._writing: Future[None] | None = None
+
+    @property
+    def info(self) -> PoolInfo:
+        """What all records share, with the limits by which the first part was judged."""
+        return self._info
 
     def finished(self) -> list[dict[str, np.ndarray]]:
         """The columns of each part written so far, in order.

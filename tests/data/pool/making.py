@@ -14,10 +14,11 @@ INFO = PoolInfo(
     classes=("first", "second"),
     guidance_scale=1.5,
     sampler="ddim, 20 steps",
-    thresholds=(0.1, 0.25),
-    least_label_probability=0.3,
+    thresholds=(1.5, 2.0),
+    least_label_probability=0.1,
     scores=("knn", "mahalanobis"),
     cosine_thresholds=(0.9, float("inf")),
+    ms_ssim_thresholds=(0.75, 0.5),
 )
 # Accepted: 0, 2, 4, 7 of class 0; 1, 5, 6 of class 1.
 LABELS = np.array([0, 1, 0, 0, 0, 1, 1, 0], np.int32)
@@ -39,11 +40,11 @@ def columns(indices) -> dict:
         "source_label": LABELS[indices],
         "label_weight": np.ones(len(indices), np.float32),
         "conditions": [f'{{"source": "image {i}"}}' for i in indices],
-        "score": indices.astype(np.float32) / 8,
+        "score": np.where(indices == 3, np.float32(2), indices.astype(np.float32) / 8),
         "scores": [f'{{"knn": {i}}}' for i in indices],
         "label_probability": 1 - indices.astype(np.float32) / 8,
         "cosine": np.where(indices < 5, indices.astype(np.float32) / 10, np.float32(np.nan)),
-        "ms_ssim": np.full(len(indices), np.nan, np.float32),
+        "ms_ssim": np.where(indices == 3, np.float32(0.8), np.float32(np.nan)),
         "nearest": [f"train {i}" if i < 5 else "" for i in indices],
         "failed": failed,
         "verdict": [verdict_of(gates) for gates in failed],

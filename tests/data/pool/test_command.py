@@ -33,14 +33,20 @@ def large(tmp_path_factory):
         **{name: [column[0]] * (2 * N) for name, column in columns([0]).items()},
         "index": index,
         "label": index % 2,
-        "score": rng.normal(size=2 * N),
+        "score": np.where(failures[:, 0], 1.1, 0.4) + 0.1 * rng.random(2 * N) + index % 2,
+        "label_probability": np.where(failures[:, 1], 0.0, 0.5) + 0.1 * rng.random(2 * N),
+        "ms_ssim": np.where(failures[:, 2], 0.8, 0.3) + 0.1 * rng.random(2 * N),
         "cosine": np.where(index % 2, np.nan, rng.random(2 * N)),
         **judgements(failures),
     }
     kept = np.flatnonzero(~failures.any(axis=1) | (index < 40))
     images = rng.integers(0, 256, (len(kept), 8, 8, 1), np.uint8)
     info = dataclasses.replace(
-        INFO, classes=CLASSES, thresholds=(0.5, 1.0, 1.5), cosine_thresholds=()
+        INFO,
+        classes=CLASSES,
+        thresholds=(1.0, 2.0, 1.5),
+        cosine_thresholds=(),
+        ms_ssim_thresholds=(0.5, 0.5, 0.5),
     )
     with PoolWriter(folder, info) as writer:
         writer.write(0, images, told, kept)
@@ -89,7 +95,7 @@ def test_quantiles_are_numpys_over_what_was_measured(large):
     own = pool.columns["score"][pool.columns["label"] == 0]
     for cell, q in zip(first[2:-1], summary.QUANTILES, strict=True):
         assert float(cell) == pytest.approx(np.quantile(own, q), rel=1e-3, abs=1e-4)
-    assert (first[1], first[-1], second[-1]) == (str(N), "0.5", "1")
+    assert (first[1], first[-1], second[-1]) == (str(N), "1", "2")
     assert third[1:3] == ("0", "-")
     assert [row[1] for row in summary.quantiles(pool, "cosine").rows] == [str(N), "0", "0"]
     assert summary.quantiles(pool, "cosine").rows[0][-1] == "off"
@@ -125,7 +131,10 @@ def test_inspect_draws_every_class_that_has_candidates(large, tmp_path):
 def test_pictures_show_what_was_measured_and_kept(large):
     pool = open_pool(large)
     named = [[axes.get_xlabel() for axes in pictures.histograms(pool, k).axes] for k in (0, 1)]
-    assert named == [["score", "label_probability", "cosine"], ["score", "label_probability"]]
+    assert named == [
+        ["score", "label_probability", "cosine", "ms_ssim"],
+        ["score", "label_probability", "ms_ssim"],
+    ]
     bars = pictures.histograms(pool, 0).axes[0].patches
     assert sum(bar.get_height() for bar in bars) == N
     tiles = [axes for axes in pictures.samples(pool, 0).axes if axes.images]
@@ -261,6 +270,12 @@ def outcome(path, name, value):
     path.write_text(json.dumps(told))
 
 
+def limit(path, name, value):
+    told = json.loads(path.read_text())
+    told[name][0] = value
+    path.write_text(json.dumps(told))
+
+
 SHARD = "shards/00001.array_record"
 TABLE, PART = "pool.parquet", "parts/00001.parquet"
 
@@ -295,6 +310,17 @@ TABLE, PART = "pool.parquet", "parts/00001.parquet"
         (lambda p: altered(p / TABLE, "verdict", 0, "surplus"), "pool.json: class first: says"),
         (lambda p: altered(p / TABLE, "verdict", 0, "ood"), "index 0: its verdict is not that of"),
         (lambda p: altered(p / TABLE, "verdict", 3, "accepted"), "index 3: its verdict is not"),
+        (
+            lambda p: altered(p / TABLE, "score", 4, 9.0),
+            "index 4: failed '', verdict surplus, but by its values and the gates of pool.json it "
+            "failed 'ood', verdict ood",
+        ),
+        (lambda p: altered(p / TABLE, "ms_ssim", 1, 0.6), "it failed 'memorised', verdict mem"),
+        (lambda p: altered(p / TABLE, "cosine", 0, 0.95), "index 0: failed '', verdict accepted"),
+        (lambda p: altered(p / TABLE, "label_probability", 2, 0.0), "it failed 'label', verdict l"),
+        (lambda p: altered(p / TABLE, "ms_ssim", 3, 0.7), "index 3: failed 'ood,memorised', verd"),
+        (lambda p: limit(p / "pool.json", "thresholds", 0.4), "index 4: failed '', verdict surplu"),
+        (lambda p: limit(p / "pool.json", "thresholds", 3.0), "failed 'memorised', verdict memor"),
         (lambda p: altered(p / TABLE, "shard", 0, -1), "index 0: it is accepted, but has no image"),
         (lambda p: altered(p / PART, "sha256", 1, "0"), "index 4: sha256 is not what its part"),
         (lambda p: (p / PART).write_bytes(b"PAR1"), "00001.parquet: no readable table"),

@@ -16,8 +16,8 @@ PARTS = [[0, 1, 2], [3, 4, 5], [6, 7]]
 WANTED = (3, 2)
 ROOT = pathlib.Path(__file__).parents[3]
 
-# Part 1 and the end of the pool, killed at the n-th flush to disk (a shard and a table a part, then
-# table and description of the pool), or behind the n-th record of a shard.
+# Part 1 and the end of the pool, killed at the n-th flush to disk (the gates, a shard and a table a
+# part, then table and description of the pool), or behind the n-th record of a shard.
 SCRIPT = f"""
 import os, pathlib, signal, sys
 from array_record.python import array_record_module
@@ -66,10 +66,11 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize(
     "at, number, done",
     [
+        pytest.param("flush", 1, 0, id="half of the gates"),
         pytest.param("record", 5, 1, id="half a shard"),
-        pytest.param("flush", 3, 1, id="a shard that has no name yet"),
-        pytest.param("flush", 4, 1, id="half a table, its shard whole"),
-        pytest.param("flush", 8, 3, id="between the pool's table and its description"),
+        pytest.param("flush", 4, 1, id="a shard that has no name yet"),
+        pytest.param("flush", 5, 1, id="half a table, its shard whole"),
+        pytest.param("flush", 9, 3, id="between the pool's table and its description"),
     ],
 )
 def test_killed_and_gone_on(tmp_path, unbroken, at, number, done):

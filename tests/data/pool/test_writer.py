@@ -298,3 +298,59 @@ def test_parts_of_another_run_are_not_gone_on_with(tmp_path):
     with pytest.raises(ForeignPoolError):
         write(tmp_path / "other", [range(8)])
         PoolReader(tmp_path / "other", "b" * 64)
+
+
+def gates_of(**fields):
+    return PoolInfo(**{**vars(INFO), **fields})
+
+
+@pytest.mark.parametrize(
+    "other, told",
+    [
+        ({"thresholds": (1.5, 2.1)}, "thresholds of second 2 then, 2.1 now"),
+        ({"thresholds": (1.4, 2.1)}, r"thresholds of first 1.5 then, 1.4 now \(and of 1 more"),
+        ({"cosine_thresholds": ()}, "cosine_thresholds of 2 classes then, of 0 now"),
+        ({"cosine_thresholds": (0.9, 0.9)}, "cosine_thresholds of second inf then, 0.9 now"),
+        ({"ms_ssim_thresholds": (0.7, 0.5)}, "ms_ssim_thresholds of first 0.75 then, 0.7 now"),
+        ({"scores": ("knn",)}, r"scores \('knn', 'mahalanobis'\) then, \('knn',\) now"),
+        ({"least_label_probability": 0.2}, "least_label_probability 0.1 then, 0.2 now"),
+        ({"extractor": "x"}, "extractor 'e+' then, 'x' now"),
+    ],
+)
+def test_a_pool_is_not_gone_on_with_by_other_gates_and_nothing_is_lost(tmp_path, other, told):
+    with PoolWriter(tmp_path, INFO) as writer:
+        writer.write(0, pixels()[:4], columns(range(4)))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(PoolError, match=rf"gates\.json: the 1 parts .* judged by other.*{told}"):
+        PoolWriter(tmp_path, gates_of(**other))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    with PoolWriter(tmp_path, INFO) as writer:
+        writer.write(1, pixels()[4:], columns(range(4, 8)))
+        writer.finish(np.array([8, 8]))
+    assert len(PoolReader(tmp_path, MANIFEST)) == 8
+
+
+def test_gates_refitted_up_to_rounding_go_on_with_the_limits_of_the_first(tmp_path):
+    with PoolWriter(tmp_path, INFO) as writer:
+        writer.write(0, pixels(), columns(range(8)))
+    again = gates_of(thresholds=(1.5 + 1e-6, 2.0), cosine_thresholds=(0.9 - 1e-7, float("inf")))
+    with PoolWriter(tmp_path, again) as writer:
+        assert writer.info == INFO
+        writer.finish(np.array([8, 8]))
+    assert PoolReader(tmp_path, MANIFEST).info == INFO
+
+
+def test_before_the_first_part_gates_may_change(tmp_path):
+    PoolWriter(tmp_path, INFO).close()
+    other = gates_of(thresholds=(1.0, 2.0))
+    with PoolWriter(tmp_path, other) as writer:
+        assert writer.info == other
+
+
+@pytest.mark.parametrize("harm", [lambda p: p.unlink(), lambda p: p.write_text("{}")])
+def test_parts_of_which_the_gates_are_not_known_are_not_gone_on_with(tmp_path, harm):
+    with PoolWriter(tmp_path, INFO) as writer:
+        writer.write(0, pixels(), columns(range(8)))
+    harm(tmp_path / "gates.json")
+    with pytest.raises(PoolError, match=r"gates\.json: does not say by which gates the 1 parts"):
+        PoolWriter(tmp_path, INFO)

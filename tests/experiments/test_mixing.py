@@ -79,6 +79,7 @@ def test_every_row_is_timed_and_the_table_tells_it(env):
     result["peak_memory"] = {"1": 2**20, "3": 3 * 2**20}
     text = mixing.table(result)
     assert all(f"| {name} |" in text for name in names) and "| 3 |" in text
+    assert 2**24 < mixing._own_peak() < 2**37
 
 
 def test_the_torch_loop_trains_what_the_environment_trains(env, getkey):

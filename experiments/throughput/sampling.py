@@ -170,7 +170,7 @@ def _separate(setup: _Setup, sampled: Any) -> Case:
     classes = setup.networks.generator.vocabulary.num_classes
     apart = _Apart(config, setup.networks, setup.mesh, classes)
     drawn = random_batch(config, classes, config.synthesize.batch_size)["image"]
-    others = apart.temporaries(setup.extractor, setup.gates, setup.indices, drawn)
+    others = apart.temporaries(*bound, setup.indices, drawn)
     make = lambda: sampled(setup.unet, setup.key, *setup.put(), setup.source())
     return Case(
         "sampling, separate calls",
@@ -206,24 +206,38 @@ class _Apart:
         logits, features = jax.device_get(self._extract(extractor, put(images)))
         errors = None
         if self._reads_errors:
-            example_keys = keys.per_example(key, jnp.asarray(indices))
-            errors = np.asarray(self._errors(unet, put(images), put(labels), example_keys))
+            errors = np.asarray(self._errors(unet, *put((images, labels)), _streams(key, indices)))
         told = Evidence(features=features, logits=logits, labels=labels, errors=errors)
         nobody = np.full(len(labels), -1, np.int32)
         verdict = jax.device_get(self._judge(gates, *put((images, told, nobody))))
         return images[verdict.accepted], verdict
 
     def temporaries(
-        self, extractor: Any, gates: Any, indices: np.ndarray, images: np.ndarray
+        self,
+        unet: Any,
+        extractor: Any,
+        gates: Any,
+        key: Any,
+        indices: np.ndarray,
+        images: np.ndarray,
     ) -> int:
         """Of the largest of the programs behind sampling."""
         labels = (indices % self._classes).astype(np.int32)
         logits, features = jax.device_get(self._extract(extractor, images))
-        errors = np.zeros((len(labels), 1), np.float32) if self._reads_errors else None
+        programs, errors = [self._extract.lower(extractor, images)], None
+        if self._reads_errors:
+            arguments = unet, *mesh.put((images, labels), self._mesh), _streams(key, indices)
+            programs.append(self._errors.lower(*arguments))
+            errors = np.zeros(jax.eval_shape(self._errors, *arguments).shape, np.float32)
         told = Evidence(features=features, logits=logits, labels=labels, errors=errors)
-        arguments = mesh.put((images, told, np.full(len(labels), -1, np.int32)), self._mesh)
-        programs = self._extract.lower(extractor, images), self._judge.lower(gates, *arguments)
+        nobody = np.full(len(labels), -1, np.int32)
+        programs.append(self._judge.lower(gates, *mesh.put((images, told, nobody), self._mesh)))
         return max(_temporaries(program.compile()) for program in programs)
+
+
+def _streams(key: Any, indices: np.ndarray) -> Array:
+    """Of each candidate, that of its denoising errors, as in the fused program."""
+    return program_lib.keys_of(keys.per_example(key, jnp.asarray(indices)), "denoising_error")
 
 
 def _temporaries(compiled: Any) -> int:

@@ -2,8 +2,9 @@
 
 One compiled call on the mesh samples, quantises, extracts features, scores and gates: nothing comes
 back to the host inside. Image i depends on (key, i) and its own row of the request alone, whatever
-the batch and the number of devices. Each device moves the images that leave to the front of its
-part of the batch, so that the host copies those and not the rest (`fetch`).
+the batch and the number of devices; but float32 sums round otherwise in a program of another size,
+which may move a pixel by one level. Each device moves the images that leave to the front of its
+part of the batch, so that the host copies those and not the rest (`cut`).
 """
 
 import dataclasses

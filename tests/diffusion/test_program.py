@@ -22,7 +22,7 @@ from lt_jax.config import (
     ViTConfig,
 )
 from lt_jax.data import augment
-from lt_jax.diffusion import annotations, trained
+from lt_jax.diffusion import annotations, denoising_error, trained
 from lt_jax.diffusion import program as program_lib
 from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.requests import Request, Requests
@@ -176,6 +176,34 @@ def test_fused_equals_its_steps_one_by_one(method):
         np.testing.assert_allclose(
             getattr(fused.verdict, name), getattr(verdict, name), rtol=1e-5, err_msg=name
         )
+
+
+def test_denoising_errors_are_those_of_the_stored_image_its_class_and_its_own_stream():
+    selection = dataclasses.replace(ALL_LEAVE, scores=("denoising",))
+    config = dataclasses.replace(CONFIGS["generate"], selection=selection)
+    unet, extractor, gates = parameters()
+    errors = np.exp(np.random.default_rng(0).normal(size=(9, 3))).astype(np.float32)
+    known = ood.Evidence(
+        np.zeros((9, 1)), np.zeros((9, 3)), np.arange(9, dtype=np.int32) % 3, errors
+    )
+    ensemble = ood.make(selection, 3)
+    fitted = ensemble.fit(known)
+    gates = dataclasses.replace(gates, ensemble=ensemble, fitted=fitted, bank=None)
+    request, _ = Requests(config, GENERATOR, KNOWN, MANIFEST, IMAGES)(INDICES)
+    networks = program_lib.Networks(GENERATOR, EXTRACTOR, EVERYTHING)
+    program = program_lib.make_program(config, networks, mesh.make_mesh(1))
+    key, labels = keys.root(3), jnp.asarray(INDICES % 3)
+    judged = program(unet, extractor, gates, key, jnp.asarray(INDICES), request, None)
+    fused = program_lib.cut(judged).fetch()
+    streams = program_lib.keys_of(keys.per_example(key, jnp.asarray(INDICES)), "denoising_error")
+    measure = jax.jit(
+        functools.partial(denoising_error.errors, GENERATOR, times=selection.noise_times)
+    )
+    found = measure(unet, augment.normalize(jnp.asarray(fused.images)), labels, streams)
+    told = ood.Evidence(jnp.zeros((8, 1)), jnp.zeros((8, 3)), labels, found)
+    np.testing.assert_allclose(
+        fused.verdict.scores, ensemble.score(fitted, told)[1], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_verdicts_differ():

@@ -1,10 +1,12 @@
 """The throughput experiment: every part is timed, and the arithmetic of its figures."""
 
+import dataclasses
 import json
 import math
 import pathlib
 import time
 
+import numpy as np
 import pytest
 
 from experiments.throughput import cases, sampling, throughput
@@ -160,6 +162,21 @@ def test_accepted_images_a_second_are_the_rate_times_a_class_s_share(tmp_path):
     first, second, whole = throughput.accepted([10.0, 20.0, 30.0], pool)
     assert (first["name"], first["median"], first["max"]) == ("first", 16.0, 24.0)
     assert second["median"] == 20.0 and math.isclose(whole["min"], 8.75)
+
+
+def test_separate_calls_give_the_images_and_verdicts_of_the_fused_program(config):
+    """Denoising errors too: the same network on the same noise."""
+    selection = dataclasses.replace(
+        config.synthesize.selection, scores=("mahalanobis", "denoising")
+    )
+    part = dataclasses.replace(config.synthesize, selection=selection)
+    config = dataclasses.replace(config, synthesize=part)
+    setup = sampling._Setup.make(config, CLASSES, mesh.make_mesh(1), 40)
+    together = sampling._fused(setup).call()
+    images, verdict = sampling._separate(setup, sampling._sampler(setup)).call()
+    np.testing.assert_array_equal(together.images, images)
+    np.testing.assert_allclose(together.verdict.scores, verdict.scores, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(together.verdict.ms_ssim, verdict.ms_ssim)
 
 
 def test_the_network_takes_a_part_of_the_time(result):

@@ -58,7 +58,7 @@ def test_scores_against_scikit_learn_s_distances(tied):
         precision = np.linalg.inv(fitted.covariance_ * len(rows) / freedom)
         squared = np.einsum("bd,de,be->b", difference, precision, difference)
         expected[fresh[2] == k] = squared / 4 / (1 + 1 / counts[k])
-    np.testing.assert_allclose(score(scorer, state, *fresh), expected, rtol=1e-3)
+    np.testing.assert_allclose(score(scorer, state, *fresh), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -91,17 +91,30 @@ def test_rotation_and_shift_of_features_leave_scores_alone(kind):
     )
 
 
-def test_residual_against_scikit_learn_s_principal_components():
+def test_residual_and_vim_against_scikit_learn_s_principal_components():
+    from scipy.special import logsumexp
     from sklearn.decomposition import PCA
 
-    features, logits, labels = gaussian_classes(0, [90, 30], 7)
-    fresh = gaussian_classes(1, [8, 8], 7)
+    features, _, labels = gaussian_classes(0, [90, 30], 7)
+    fresh = gaussian_classes(1, [8, 8], 7)[0]
+    weights = np.random.default_rng(3).normal(size=(7, 2)).astype(np.float32)
+    logits, fresh_logits = features @ weights + 9, fresh @ weights + 9
     fitted = PCA(0.8, svd_solver="full").fit(features.astype(np.float64))
-    beside = fresh[0] - fitted.inverse_transform(fitted.transform(fresh[0].astype(np.float64)))
-    scorer = Residual(2, 0.8)
-    state = scorer.fit(features, logits, labels)
-    expected = np.linalg.norm(beside, axis=1)
-    np.testing.assert_allclose(raw(scorer, state, *fresh[:2]), expected, rtol=1e-4)
+
+    def residual(rows):
+        beside = rows - fitted.inverse_transform(fitted.transform(rows.astype(np.float64)))
+        return np.linalg.norm(beside, axis=1)
+
+    alpha = logits.max(axis=1).mean(dtype=np.float64) / residual(features).mean()
+    assert alpha > 0
+    expected = {
+        Residual: residual(fresh),
+        ViM: alpha * residual(fresh) - logsumexp(fresh_logits.astype(np.float64), axis=1),
+    }
+    for kind, values in expected.items():
+        state = kind(2, 0.8).fit(features, logits, labels)
+        found = raw(kind(2, 0.8), state, fresh, fresh_logits)
+        np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-4)
 
 
 def test_against_pytorch_ood(pytorch_ood):

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 import pyarrow.parquet as pq
 import pytest
 
-from lt_jax import pipeline
+from lt_jax import pipeline, policy_learning
 from lt_jax.runtime import metrics
 from tests.test_golden_configs import load
 
@@ -33,10 +33,13 @@ def get_config():
     with config.unlocked():
         arms = config.classify.arms.to_dict()
         kept = ("ce", "synthetic_fill_to_head", "source_replay")
-        config.classify.arms = {name: arms[name] for name in kept}
+        live = {**arms["source_replay"], "controller": "policy"}
+        config.classify.arms = {**{name: arms[name] for name in kept}, "live": live}
+        config.mixing.policy.updates = 300
         config.generator.steps = 240
         config.extractor.steps = 300
         config.classify.update(steps=240, rounds=3)
+        config.mixing.rounds = 3
         config.synthesize.update(fill_to=200, steps=10)
         config.evaluate.update(resamples=2000, permutations=2000)
         config.runtime.update(log_every=10, checkpoint_every=15)
@@ -44,16 +47,18 @@ def get_config():
 """
 QUOTA = {
     "prepare": 2,
-    "generator": 4,
+    "generator": 3,
     "extractor": 3,
     "synthesize": 4,
-    "classify": 5,
+    "mixing": 2,
+    "classify": 4,
     "report": 2,
 }
 # A kill in a training or in a generation waits for so many new checkpoints or parts at most, and
 # then for part of the time that one takes: it follows the work, whatever the machine's pace.
-AHEAD = {"generator": 3, "extractor": 4, "synthesize": 25, "classify": 6}
+AHEAD = {"generator": 3, "extractor": 4, "synthesize": 25, "mixing": 6, "classify": 6}
 CHECKPOINT_EVERY = 15
+EVERY = {"synthesize": 1, "mixing": policy_learning.SAVE_EVERY}  # else checkpoints of a training
 TIMINGS = {"seconds", "data_wait", "data_wait_fraction"}
 
 
@@ -147,7 +152,7 @@ def kill_once(run, quota, typical, rng):
     stage = run.unfinished()
     name = stage.split("/")[0]
     ahead = rng.randint(0, AHEAD.get(name, 0))
-    target = run.progress(stage) + ahead * (1 if name == "synthesize" else CHECKPOINT_EVERY)
+    target = run.progress(stage) + ahead * EVERY.get(name, CHECKPOINT_EVERY)
     # A stage that ends meanwhile has escaped: the kill falls into the one behind it.
     wait_for(lambda: run.unfinished() != stage or run.progress(stage) >= target, process)
     time.sleep(rng.uniform(0.0, 0.5 * typical[stage] / (1 + AHEAD.get(name, 0))))
@@ -248,8 +253,9 @@ def assert_equal(run, other):
 
 
 def assert_same_manifest_and_pool(folders, twins):
-    """Manifest and pool, accepted and rejected, row by row."""
-    for name in ("prepare/manifest.parquet", "synthesize/pool.parquet"):
+    """Manifest and pool, accepted and rejected, row by row; what is told of policies."""
+    told = ("mixing/curves.json", "mixing/proxy.json")
+    for name in ("prepare/manifest.parquet", "synthesize/pool.parquet", *told):
         stage, file = name.split("/")
         mine, theirs = ((f[stage] / file).read_bytes() for f in (folders, twins))
         assert mine == theirs, name

@@ -22,7 +22,7 @@ def describe(run: Pipeline, names: Sequence[str]) -> str:
     of them (forward, and two products backward).
 
     Raises:
-      ConfigError: a network does not fit the images.
+      ConfigError: a network does not fit the images, or a stage cannot do what it is asked for.
     """
     selected = run.selected(names)
     lines = [json.dumps(config_lib.to_dict(run.config), indent=1), ""]
@@ -35,6 +35,7 @@ def describe(run: Pipeline, names: Sequence[str]) -> str:
     except (OSError, ValueError) as error:
         return "\n".join([*lines, "", f"parameters and work: need the data set ({error})"])
     stages = {spec.stage.split("/")[0] for spec in selected}
+    preflight.check_stages(run.config, stages, known)
     return "\n".join([*lines, "", *_work(run, stages, known)])
 
 

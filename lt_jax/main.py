@@ -4,6 +4,7 @@ python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
 """
 
 import pathlib
+import re
 import shlex
 import sys
 
@@ -50,8 +51,14 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        given = next((arg for arg in argv if str(error).strip("'\"") in arg), "--config")
-        sys.exit(f"lt_jax: {given}: the config has no such field; --dry_run prints those it has")
+        # ml_collections names the key alone, or first asks "Did you mean "a" instead of "b"?".
+        asked = re.search(r'Did you mean .* instead of "(\w+)"\?', str(error))
+        key = asked[1] if asked else str(error).strip("'\"")
+        given = next((arg for arg in argv if key in arg), "--config")
+        hint = f"{asked[0]} " if asked else ""
+        sys.exit(
+            f"lt_jax: {given}: the config has no such field; {hint}--dry_run prints those it has"
+        )
 
 
 if __name__ == "__main__":

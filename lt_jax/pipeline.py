@@ -249,12 +249,7 @@ class Pipeline:
         names = {spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)}
         preflight.check_batches(self.config, names, context.mesh)
         if names - {"prepare", "report"}:
-            known = preflight.vocabulary(self.config)
-            preflight.networks(self.config, names, known)
-            if "classify" in names:
-                preflight.check_schedules(self.config, known.num_classes)
-            if names & {"generator", "synthesize"}:
-                preflight.check_synthesis(self.config, known)
+            preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
 
     def _claim(self, accept_config_change: bool) -> None:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""

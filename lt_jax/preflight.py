@@ -113,6 +113,15 @@ def check_views(config: Config) -> None:
         )
 
 
+def check_stages(config: Config, stages: Collection[str], known: Vocabulary) -> None:
+    """Refuses what the named stages could not do with this config and data set."""
+    networks(config, stages, known)
+    if "classify" in stages:
+        check_schedules(config, known.num_classes)
+    if {"generator", "synthesize"} & set(stages):
+        check_synthesis(config, known)
+
+
 def check_synthesis(config: Config, known: Vocabulary) -> None:
     """Refuses a way of synthesis that the generator, or its number of steps, does not allow."""
     part, channels = config.synthesize, config.data.channels

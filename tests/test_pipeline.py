@@ -305,6 +305,14 @@ def test_dry_run_without_the_data_says_so(tmp_path):
 def test_command_line_errors_are_one_line(tmp_path):
     for flag, message in (
         ("--config.data.bogus=1", "--config.data.bogus=1: the config has no such field"),
+        (
+            "--config.data.sorce=x",
+            "--config.data.sorce=x: the config has no such field; Did you mean",
+        ),
+        (
+            "--config.synthesize.method=inpaint",
+            "config.synthesize.method: inpaint takes a generator",
+        ),
         ("--config.data.split.test=1.5", r"config.data.split.test: got 1.5; takes float in"),
     ):
         command = [

@@ -73,7 +73,9 @@ def _open(name: str, data_dir: str | None, skip: str = "") -> dict[str, Any]:
     decoders = {skip: tfds.decode.SkipDecoding()} if skip else None
     try:
         splits: Any = tfds.data_source(name, data_dir=data_dir, decoders=decoders, download=False)
-        return dict(splits)
+        if splits:
+            return dict(splits)
+        reason = "nothing is prepared there"
     except tfds.core.DatasetNotFoundError:
         reason = "tfds knows no such data set, and none is prepared there"
     except (NotImplementedError, AssertionError, FileNotFoundError) as error:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lt_jax.classify import predict
 from lt_jax.config import ClassifierConfig, Config
 from lt_jax.data import prepare
 from lt_jax.data.images import Images
@@ -17,7 +18,8 @@ from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
 from lt_jax.runtime import checkpoint
 from lt_jax.runtime.artifacts import Spec, Store
-from lt_jax.shapes import Params
+from lt_jax.selection.ood import Evidence
+from lt_jax.shapes import Float, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,29 @@ class Context:
         rows = manifest.rows("train")
         labels = manifest.labels[rows]
         return [rows[labels == k] for k in range(len(manifest.classes))]
+
+    def evidence(self, split: str) -> Evidence | None:
+        """What the extractor says of a split's real images, by its rows; None where it is empty."""
+        manifest, _ = self.data
+        arrays = np.load(self.folder("extractor") / "features.npz")
+        if f"{split}_rows" not in arrays:
+            return None
+        return Evidence(
+            features=arrays[f"{split}_features"],
+            logits=arrays[f"{split}_logits"],
+            labels=manifest.labels[arrays[f"{split}_rows"]],
+            errors=None,
+        )
+
+    def features(
+        self, extractor: Params, images: Images, rows: np.ndarray
+    ) -> Float[np.ndarray, "m d"]:
+        """The extractor's features of `images[rows]`, by its parameters."""
+        config = self.config.extractor
+        forward = predict.make_forward(config.model, len(self.data[0].classes), self.mesh)
+        if not len(rows):
+            return np.zeros((0, 1), np.float32)
+        return predict.predict(forward, extractor, images, rows, config.batch_size)[1]
 
     def classifier_params(self, stage: str, model: ClassifierConfig) -> Params:
         """The parameters of the classifier that a finished stage has trained."""

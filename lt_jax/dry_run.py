@@ -35,14 +35,13 @@ def describe(run: Pipeline, names: Sequence[str]) -> str:
     except (OSError, ValueError) as error:
         return "\n".join([*lines, "", f"parameters and work: need the data set ({error})"])
     stages = {spec.stage.split("/")[0] for spec in selected}
-    preflight.check_stages(run.config, stages, known)
     return "\n".join([*lines, "", *_work(run, stages, known)])
 
 
 def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
     config = run.config
     lines = [f"{'training':24s} {'parameters':>12s} {'images':>12s} {'TFLOPs':>10s}"]
-    for name, network in preflight.networks(config, stages, known).items():
+    for name, network in preflight.check_stages(config, stages, known).items():
         forward = jax.jit(
             lambda params, *args, net=network.module: module.apply(net, params, *args, train=False)
         )

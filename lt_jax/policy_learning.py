@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.classify import predict
 from lt_jax.config import MixingConfig
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
@@ -33,11 +32,12 @@ from lt_jax.mixing import (
     population,
     proxy,
 )
+from lt_jax.mixing.environment import heads
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.proxy_data import ProxyData, collect
 from lt_jax.runtime import checkpoint, faults, files, keys, metrics, progress
 from lt_jax.runtime.ledger import Clock, Ledger
-from lt_jax.shapes import Float, Params
+from lt_jax.shapes import Float
 
 SAVE_EVERY = 20  # updates
 
@@ -105,7 +105,7 @@ def controller(
         path = folder / "schedules" / f"{rule}_{seeds[at]}.json"
         return controllers.Schedule(supply, controllers.read_schedule(path))
     classes, features = len(supply.counts), len(observations.NAMES)
-    actor = networks.make(config.policy, learned.num_actions(config)).actor
+    actor = networks.make(config.policy, heads(config.levels, config.weights)).actor
     fresh = functools.partial(networks.init_policy, actor, keys.root(0), classes, features)
     policies = jax.tree.map(
         lambda leaf: np.zeros((len(seeds), *leaf.shape), leaf.dtype), jax.eval_shape(fresh)
@@ -122,38 +122,43 @@ def proxy_data(context: Context) -> ProxyData:
 
     Raises ProxyError where a class is absent from policy_val, or features are not finite.
     """
-    manifest, images = context.data
+    manifest, _ = context.data
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)
     accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
-    rows = {split: manifest.rows(split) for split in ("train", "policy_val")}
-    if context.config.mixing.environment == "images":
-        shown = {split: np.asarray(images[own]) for split, own in rows.items()}
+    train, labels = _shown(context, "train")
+    policy_val, policy_val_labels = _shown(context, "policy_val")
+    if not len(accepted):
+        made = train[:0]
+    elif context.config.mixing.environment == "images":
         made = np.asarray(pool[accepted])
     else:
-        forward, params = _extractor(context)
-        size = context.config.extractor.batch_size
-        look = lambda store, own: predict.predict(forward, params, store, own, size)[1]
-        shown = {split: look(images, own) for split, own in rows.items() if len(own)}
-        made = look(pool, accepted) if len(accepted) else shown["train"][:0]
+        extractor = context.classifier_params("extractor", context.config.extractor.model)
+        made = context.features(extractor, pool, accepted)
     evaluate = context.config.evaluate
     groups = manifest.groups_by_count(evaluate.head_above, evaluate.tail_below, evaluate.group_by)
     return collect(
-        shown["train"],
-        manifest.labels[rows["train"]],
+        train,
+        labels,
         made,
         pool.columns["label"][accepted],
         pool.columns["score"][accepted],
-        shown.get("policy_val", shown["train"][:0]),
-        manifest.labels[rows["policy_val"]],
+        policy_val if len(policy_val) else train[:0],
+        policy_val_labels,
         classes=manifest.classes,
         head=np.isin(np.arange(len(manifest.classes)), groups["head"]),
     )
 
 
-def _extractor(context: Context) -> tuple[predict.Forward, Params]:
-    model = context.config.extractor.model
-    forward = predict.make_forward(model, len(context.data[0].classes), context.mesh)
-    return forward, context.classifier_params("extractor", model)
+def _shown(context: Context, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """A split's images, or what the extractor has said of them, as the proxy reads; labels."""
+    manifest, images = context.data
+    rows = manifest.rows(split)
+    told = None
+    if context.config.mixing.environment == "features":
+        told = context.evidence(split)
+    elif len(rows):
+        return np.asarray(images[rows]), manifest.labels[rows]
+    return (np.zeros(0), manifest.labels[:0]) if told is None else (told.features, told.labels)
 
 
 def _environment(context: Context, data: ProxyData) -> proxy.ProxyEnv:

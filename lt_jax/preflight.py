@@ -113,13 +113,14 @@ def check_views(config: Config) -> None:
         )
 
 
-def check_stages(config: Config, stages: Collection[str], known: Vocabulary) -> None:
-    """Refuses what the named stages could not do with this config and data set."""
-    networks(config, stages, known)
+def check_stages(config: Config, stages: Collection[str], known: Vocabulary) -> dict[str, Network]:
+    """The networks of the named stages; refuses what these could not do with this data set."""
+    found = networks(config, stages, known)
     if "classify" in stages:
         check_schedules(config, known.num_classes)
     if {"generator", "synthesize"} & set(stages):
         check_synthesis(config, known)
+    return found
 
 
 def check_synthesis(config: Config, known: Vocabulary) -> None:

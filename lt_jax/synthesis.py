@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax.classify import predict
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data import augment
-from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter, Records
+from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.diffusion import denoising_error, program, requests, synthesize, trained
 from lt_jax.evaluate import fidelity
 from lt_jax.runtime import files, keys, mesh
@@ -36,7 +35,7 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     config = context.config.synthesize
     preparation = Ledger()
     clock = Clock(preparation)
-    real = {split: _real(context, split) for split in ("train", "policy_val", "val")}
+    real = {split: context.evidence(split) for split in ("train", "policy_val", "val")}
     whole = mesh.replicated(context.mesh)
     unet = jax.device_put(
         trained.load(context.folder("generator"), context.generator, config.ema_length), whole
@@ -95,7 +94,7 @@ def _finish(
     """Ends the pool with varied images of each class; features of those that stay, in its order."""
     records = writer.joined()
     rows = np.flatnonzero(records.columns["verdict"] == "accepted")
-    features = _features(context, extractor, records, rows)
+    features = context.features(extractor, records, rows)
     chosen = _varied(records.columns["label"][rows], features, wanted)
     writer.finish(wanted, [rows[held] for held in chosen])
     return features[np.sort(np.concatenate(chosen))]
@@ -117,21 +116,6 @@ def _measure(
             say(f"synthesize: class {outcome.name} has {got}: {outcome.why}")
     _fidelity(folder, context, real, pool, features)
     _audit(folder, context, extractor, gates, pool)
-
-
-def _real(context: Context, split: str) -> Evidence | None:
-    """What the extractor says of the real images of a split, in the order of its rows."""
-    manifest, _ = context.data
-    arrays = np.load(context.folder("extractor") / "features.npz")
-    if f"{split}_rows" not in arrays:
-        return None
-    rows = arrays[f"{split}_rows"]
-    return Evidence(
-        features=arrays[f"{split}_features"],
-        logits=arrays[f"{split}_logits"],
-        labels=manifest.labels[rows],
-        errors=None,
-    )
 
 
 def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> select.Gates:
@@ -225,17 +209,6 @@ def _bank(context: Context, real: dict[str, Evidence | None]) -> memorization.Ba
     )
 
 
-def _features(
-    context: Context, extractor: Params, records: Records, rows: np.ndarray
-) -> Float[np.ndarray, "m d"]:
-    """The extractor's features of records of a pool."""
-    config = context.config.extractor
-    forward = predict.make_forward(config.model, len(context.data[0].classes), context.mesh)
-    if not len(rows):
-        return np.zeros((0, 1), np.float32)
-    return predict.predict(forward, extractor, records, rows, config.batch_size)[1]
-
-
 def _varied(
     labels: Int[np.ndarray, "m"], features: Float[np.ndarray, "m d"], wanted: np.ndarray
 ) -> list[np.ndarray]:
@@ -285,7 +258,7 @@ def _audit(
     manifest, bank = context.data[0], jax.device_get(gates.bank)
     rows = np.unique(np.concatenate([*audit.closest(pool.columns).values()]))
     rows = pool.with_image(rows)
-    features = _features(context, extractor, pool, rows)
+    features = context.features(extractor, pool, rows)
     place = {manifest.ids[row]: i for i, row in enumerate(manifest.rows("train"))}
     nearest = [place[name] for name in pool.columns["nearest"][rows]]
     cosines = np.sum(unit(features) * bank.features[nearest], axis=1) if len(rows) else rows

@@ -11,6 +11,7 @@ import pytest
 from lt_jax import config as config_lib
 from lt_jax import pipeline, policy_learning, stages
 from lt_jax.config import ConfigError
+from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.mixing import controllers, learned
 from lt_jax.mixing.classifiers import Network
@@ -153,10 +154,18 @@ def test_learning_that_is_stopped_ends_as_an_unbroken_one(
     assert [line["step"] for line in metrics.read(again / "metrics.jsonl")] == [2, 3]
 
 
-def test_test_and_val_images_are_not_asked_for(finished):
+def test_test_and_val_images_are_not_asked_for(finished, monkeypatch):
+    """Neither as they are, nor by what the extractor has said of them."""
     context = finished.context()
     manifest, images = context.data
     asked = []
+    evidence = Context.evidence
+
+    def watched_evidence(self, split):
+        asked.extend(manifest.rows(split).tolist())
+        return evidence(self, split)
+
+    monkeypatch.setattr(Context, "evidence", watched_evidence)
 
     class Watched:
         def __getitem__(self, rows):
@@ -190,7 +199,7 @@ def test_policies_are_learned_in_pixels_too(finished):
     assert np.isfinite(env.reference).all()
 
 
-def test_a_class_absent_from_policy_val_is_refused(finished):
+def test_a_class_absent_from_policy_val_is_refused(finished, monkeypatch):
     context = finished.context()
     manifest, images = context.data
     splits = np.array(manifest.splits)
@@ -198,6 +207,10 @@ def test_a_class_absent_from_policy_val_is_refused(finished):
     other = dataclasses.replace(manifest, splits=tuple(splits.tolist()))
     poor = dataclasses.replace(context)
     object.__setattr__(poor, "__dict__", {**poor.__dict__, "data": (other, images)})
+    told = context.evidence("policy_val")
+    fewer = jax.tree.map(lambda leaf: leaf[told.labels != 3], told)
+    held = {"train": context.evidence("train"), "policy_val": fewer}
+    monkeypatch.setattr(Context, "evidence", lambda self, split: held[split])
     with pytest.raises(ProxyError, match=r"policy_val has no image of 3, .* raise config\.data"):
         policy_learning.proxy_data(poor)
 

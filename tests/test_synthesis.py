@@ -102,7 +102,7 @@ def test_the_pairs_of_the_audit_have_the_likeness_of_the_two_that_are_shown(trai
     pairs = json.loads((tmp_path / "audit.json").read_text())["closest"]["accepted"]
     at = np.searchsorted(pool.columns["index"], [pair["index"] for pair in pairs])
     params = trained.classifier_params("extractor", trained.config.extractor.model)
-    made = synthesis._features(trained, params, pool, at)
+    made = trained.features(params, pool, at)
     held = np.load(trained.folder("extractor") / "features.npz")
     place = {manifest.ids[row]: i for i, row in enumerate(held["train_rows"])}
     train = held["train_features"][[place[pair["nearest"]] for pair in pairs]]

@@ -162,10 +162,9 @@ def _validate(
     logits, _ = predict.predict(forward, params, data.real, data.val_rows, batch_size)
     probabilities = metrics.softmax(logits, "validation")
     counted = metrics.count(probabilities, data.val_labels)
-    true = probabilities[np.arange(len(logits)), data.val_labels]
     return {
         "val_balanced_accuracy": float(metrics.mean_defined(metrics.recall_of(counted))),
-        "val_loss": float(-np.log(np.maximum(true, 1e-12)).mean()),
+        "val_loss": float(_nats(probabilities, data.val_labels).mean()),
     }
 
 
@@ -175,12 +174,10 @@ def measure(forward: predict.Forward, params: Params, data: TrainData, batch_siz
     probabilities = metrics.softmax(logits, "policy_val")
     labels = data.policy_labels
     soft = rewards.measure(jnp.asarray(probabilities, jnp.float32), jnp.asarray(labels))
-    true = probabilities[np.arange(len(labels)), labels]
-    nats = -np.log(np.maximum(true, 1e-12))
     recall, precision, margin = (
         np.asarray(value, np.float64) for value in (soft.recall, soft.precision, soft.margin)
     )
-    loss = np.bincount(labels, nats) / np.bincount(labels)
+    loss = np.bincount(labels, _nats(probabilities, labels)) / np.bincount(labels)
     look = functools.partial(_mean_losses, forward, params, batch_size=batch_size)
     synthetic = np.full(len(data.train_rows), np.nan)
     if data.extra is not None and data.extra_rows is not None:
@@ -201,10 +198,14 @@ def _mean_losses(
     some = [own[:LOOKED_AT] for own in rows]
     labels = np.repeat(np.arange(len(some)), [len(own) for own in some])
     logits, _ = predict.predict(forward, params, images, np.concatenate(some), batch_size)
-    true = metrics.softmax(logits, "train")[np.arange(len(labels)), labels]
-    nats = np.bincount(labels, -np.log(np.maximum(true, 1e-12)), len(some))
+    nats = np.bincount(labels, _nats(metrics.softmax(logits, "train"), labels), len(some))
     number = np.bincount(labels, minlength=len(some))
     return np.where(number > 0, nats / np.maximum(number, 1), np.nan)
+
+
+def _nats(probabilities: Float[np.ndarray, "n k"], labels: np.ndarray) -> Float[np.ndarray, "n"]:
+    """Cross-entropy of each image."""
+    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
 
 
 def mixtures(

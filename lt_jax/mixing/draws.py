@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lt_jax.mixing.mixture import EXPONENTS
 from lt_jax.mixing.proxy_data import ProxyData
 from lt_jax.shapes import Array, Float, PRNGKey
-
-EXPONENTS = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
 
 
 class Draws(NamedTuple):

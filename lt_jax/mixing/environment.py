@@ -45,6 +45,7 @@ Rewards and observations read policy_val, never val or test.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -73,6 +74,11 @@ class Step:
     terminated: Any
     truncated: Any
     info: Any
+
+
+def heads(levels: Sequence[float], weights: Sequence[float]) -> tuple[int, ...]:
+    """`num_actions` of these choices: (levels,), or (levels, weights) where there are any."""
+    return (len(levels), len(weights)) if weights else (len(levels),)
 
 
 @runtime_checkable

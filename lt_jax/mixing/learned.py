@@ -20,6 +20,7 @@ import numpy as np
 
 from lt_jax.config import MixingConfig
 from lt_jax.mixing import networks, observations
+from lt_jax.mixing.environment import heads
 from lt_jax.mixing.mixture import Feedback, Mixture, MixtureError, Supply
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.observations import Track
@@ -41,15 +42,10 @@ class Standing:
     policy_val: Any
 
 
-def num_actions(config: MixingConfig) -> tuple[int, ...]:
-    """Choices of an agent: levels, and weights where there are any."""
-    heads = len(config.levels), len(config.weights)
-    return heads if heads[1] else heads[:1]
-
-
 @functools.lru_cache(maxsize=8)
 def _actor(config: MixingConfig) -> Any:
-    return jax.jit(networks.make_act(config.policy, num_actions(config)), static_argnums=3)
+    choices = heads(config.levels, config.weights)
+    return jax.jit(networks.make_act(config.policy, choices), static_argnums=3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,19 +69,17 @@ class Learned:
                 f"policy: is learned for {self.config.rounds} rounds, but round {len(history)} is "
                 "to be trained (counted from 0); set config.classify.rounds and mixing.rounds alike"
             )
-        track = self._begin()
-        mixture = self._choose(track, 0)
-        for r, feedback in enumerate(history, start=1):
-            track = self._after(track, mixture, feedback)
-            mixture = self._choose(track, r)
-        return mixture
+        return self._choose(self._track(history), len(history))
 
     def observation(self, history: Sequence[Feedback]) -> Float[Array, "k o"]:
         """What the agents see before the round that follows `history`."""
+        return self._observe(self._track(history), len(history))
+
+    def _track(self, history: Sequence[Feedback]) -> Track:
         track = self._begin()
         for r, feedback in enumerate(history):
             track = self._after(track, self._choose(track, r), feedback)
-        return self._observe(track, len(history))
+        return track
 
     def _begin(self) -> Track:
         classes = len(self.supply.counts)

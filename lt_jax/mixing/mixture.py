@@ -29,6 +29,8 @@ import numpy as np
 from lt_jax.errors import UserError
 from lt_jax.shapes import Float, Int
 
+EXPONENTS = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}  # q of (2) and (3)
+
 
 class MixtureError(UserError, ValueError):
     """A mixture that cannot be drawn, or decided: no images, bad fractions, no feedback."""
@@ -153,7 +155,7 @@ class Supply:
                 f"mixing: no train image of class {', '.join(map(str, empty))} (by number); "
                 "every class needs one"
             )
-        if self.sampler not in ("instance", "balanced", "square_root", "tempered"):
+        if self.sampler not in (*EXPONENTS, "tempered"):
             raise MixtureError(
                 f"mixing: got sampler={self.sampler!r}; takes instance, balanced, square_root or "
                 "tempered"
@@ -185,8 +187,7 @@ class Supply:
         return Mixture(weight, share, accepted, np.zeros_like(accepted), factor=factor)
 
     def _weigh(self, total: np.ndarray, factor: np.ndarray | None = None) -> np.ndarray:
-        exponents = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}
-        weight = total ** exponents.get(self.sampler, 1 / self.temperature)
+        weight = total ** EXPONENTS.get(self.sampler, 1 / self.temperature)
         weight = weight if factor is None else factor * weight
         return weight / weight.sum()
 

@@ -26,7 +26,8 @@ from lt_jax.config.mixing import MixingConfig
 from lt_jax.mixing import draws, observations, population, rewards
 from lt_jax.mixing.classifiers import Classifier, Head, Strategy
 from lt_jax.mixing.draws import Draws
-from lt_jax.mixing.environment import Step
+from lt_jax.mixing.environment import Step, heads
+from lt_jax.mixing.mixture import EXPONENTS
 from lt_jax.mixing.observations import Track
 from lt_jax.mixing.proxy_data import ProxyData, ProxyError
 from lt_jax.runtime import keys
@@ -83,8 +84,7 @@ class ProxyEnv:
     @property
     def num_actions(self) -> tuple[int, ...]:
         """Levels, and weights where there are any."""
-        heads = len(self.config.levels), len(self.config.weights)
-        return heads if heads[1] else heads[:1]
+        return heads(self.config.levels, self.config.weights)
 
     @property
     def rounds(self) -> int:
@@ -268,8 +268,8 @@ def make(
     """
     if 0.0 not in config.levels:
         raise ConfigError(f"mixing.levels: got {config.levels}; takes shares of which one is 0.0")
-    if sampler not in draws.EXPONENTS:
-        raise ConfigError(f"mixing: got sampler={sampler!r}; takes {', '.join(draws.EXPONENTS)}")
+    if sampler not in EXPONENTS:
+        raise ConfigError(f"mixing: got sampler={sampler!r}; takes {', '.join(EXPONENTS)}")
     if horizon < 0 or together < 0 or reference_runs < 1:
         raise ConfigError(
             f"mixing: got horizon={horizon}, together={together}, reference_runs={reference_runs}; "

@@ -30,7 +30,7 @@ import numpy as np
 from flax import struct
 
 from lt_jax.errors import UserError
-from lt_jax.mixing.environment import Step
+from lt_jax.mixing.environment import Step, heads
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 MAX_STATES = 2_000_000  # of one class: what the oracle enumerates in a second or two
@@ -115,8 +115,7 @@ class ToyEnv:
     @property
     def num_actions(self) -> tuple[int, ...]:
         """Levels, and weights where there are any."""
-        heads = len(self.problem.levels), len(self.problem.weights)
-        return heads if heads[1] else heads[:1]
+        return heads(self.problem.levels, self.problem.weights)
 
     @property
     def rounds(self) -> int:

@@ -24,6 +24,7 @@ from lt_jax.mixing.classifiers import Head, Network, Strategy
 from lt_jax.mixing.environment import Environment
 from lt_jax.models import classifier, module
 from lt_jax.runtime import keys, train_state
+from tests.mixing import tiny
 
 COUNTS, POOL, SEEN = (9, 4, 2), (5, 0, 3), (3, 2, 2)
 VIT = ClassifierConfig(
@@ -50,19 +51,9 @@ def arrays(counts=COUNTS, pool=POOL, seen=SEEN, side=4):
         noise = rng.integers(-40, 41, (len(labels), side, side, 1))
         return (base[labels] + noise).astype(np.uint8), labels
 
-    (real, real_labels), (synthetic, synthetic_labels) = images(counts), images(pool)
-    policy_val, policy_val_labels = images(seen)
-    return {
-        "real": real,
-        "real_labels": real_labels,
-        "synthetic": synthetic,
-        "synthetic_labels": synthetic_labels,
-        "scores": rng.normal(size=len(synthetic)),
-        "policy_val": policy_val,
-        "policy_val_labels": policy_val_labels,
-        "classes": [f"class {k}" for k in range(len(counts))],
-        "head": np.arange(len(counts)) == 0,
-    }
+    real, synthetic, policy_val = images(counts), images(pool), images(seen)
+    classes = [f"class {k}" for k in range(len(counts))]
+    return tiny.collected(real, synthetic, policy_val, rng, classes)
 
 
 def make(given=None, network=NETWORK):

@@ -9,6 +9,7 @@ import pytest
 
 from lt_jax.config import MixingConfig, PolicyConfig
 from lt_jax.mixing import learned, networks, observations
+from lt_jax.mixing.environment import heads
 from lt_jax.mixing.mixture import Feedback, MixtureError, Supply
 
 LEVELS = (0.0, 0.3, 0.6)
@@ -23,7 +24,7 @@ STANDING = learned.Standing(
 
 def loud_policy(config, key, classes=3):
     """One whose choices depend on all that it sees."""
-    actor = networks.make(config.policy, learned.num_actions(config)).actor
+    actor = networks.make(config.policy, heads(config.levels, config.weights)).actor
     policy = networks.init_policy(actor, key, classes, len(observations.NAMES))
     louder = lambda leaf: leaf + jax.random.normal(jax.random.fold_in(key, leaf.size), leaf.shape)
     return policy.replace(params=jax.tree.map(louder, policy.params))

@@ -16,6 +16,7 @@ from lt_jax.config.mixing import MixingConfig, ProxyConfig, RewardConfig
 from lt_jax.mixing import controllers, draws, observations, proxy, proxy_data
 from lt_jax.mixing.environment import Environment
 from lt_jax.runtime import keys
+from tests.mixing import tiny
 
 COUNTS, POOL, SEEN = (40, 12, 4), (10, 0, 7), (6, 5, 4)
 NAMES = ("a", "b", "c")
@@ -32,19 +33,9 @@ def arrays(counts=COUNTS, pool=POOL, seen=SEEN, width=6):
         labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
         return means[labels] + spread * rng.normal(size=(len(labels), width)), labels
 
-    (real, real_labels), (val, val_labels) = images(counts, 1.0), images(seen, 1.0)
-    synthetic, synthetic_labels = images(pool, 0.5)
-    return {
-        "real": real,
-        "real_labels": real_labels,
-        "synthetic": synthetic,
-        "synthetic_labels": synthetic_labels,
-        "scores": rng.normal(size=len(synthetic)),
-        "policy_val": val,
-        "policy_val_labels": val_labels,
-        "classes": [f"class {k}" for k in range(len(counts))] if len(counts) != 3 else NAMES,
-        "head": np.arange(len(counts)) == 0,
-    }
+    real, policy_val, synthetic = images(counts, 1.0), images(seen, 1.0), images(pool, 0.5)
+    classes = [f"class {k}" for k in range(len(counts))] if len(counts) != 3 else NAMES
+    return tiny.collected(real, synthetic, policy_val, rng, classes)
 
 
 def make(config=CONFIG, given=None, **others):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lt_jax.mixing.environment import Step
 
@@ -100,3 +101,18 @@ class Chain:
     def _observe(self, state):
         progress = jnp.full(self.num_agents, state["round"])
         return jnp.stack([state["number"] + 200.0, progress], axis=-1)
+
+
+def collected(real, synthetic, policy_val, rng, classes):
+    """What `proxy_data.collect` takes, of three pairs of images or features and their labels."""
+    return {
+        "real": real[0],
+        "real_labels": real[1],
+        "synthetic": synthetic[0],
+        "synthetic_labels": synthetic[1],
+        "scores": rng.normal(size=len(synthetic[0])),
+        "policy_val": policy_val[0],
+        "policy_val_labels": policy_val[1],
+        "classes": classes,
+        "head": np.arange(len(classes)) == 0,
+    }

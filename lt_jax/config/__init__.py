@@ -14,11 +14,11 @@ import ml_collections
 from lt_jax.config.classify import ArmConfig as ArmConfig
 from lt_jax.config.classify import ClassifyConfig as ClassifyConfig
 from lt_jax.config.classify import ContrastiveConfig as ContrastiveConfig
-from lt_jax.config.classify import EvaluateConfig as EvaluateConfig
 from lt_jax.config.classify import ExtractorConfig as ExtractorConfig
 from lt_jax.config.data import AugmentConfig as AugmentConfig
 from lt_jax.config.data import DataConfig as DataConfig
 from lt_jax.config.data import SplitConfig as SplitConfig
+from lt_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from lt_jax.config.fields import ConfigError as ConfigError
 from lt_jax.config.fields import FrozenDict as FrozenDict
 from lt_jax.config.fields import bounded

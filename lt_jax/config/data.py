@@ -12,6 +12,8 @@ class SplitConfig:
     policy_val: float = bounded(0.1, 0.0, 0.9)
     val: float = bounded(0.1, 0.0, 0.9)
     test: float = bounded(0.2, 0.01, 0.9)
+    folds: int = bounded(0, 0, 100)  # 2 or more: test is one of so many parts, in place of `test`
+    fold: int = bounded(0, 0, 99)  # which of them, from 0
     seed: int = bounded(0, 0)
 
 
@@ -22,7 +24,8 @@ class DataConfig:
     source: str = "digits"  # a registered source, or "tfds:<name>"
     root: str = ""  # where the images lie; unused by embedded sources
     csv: str = ""  # `folder` only: a CSV manifest in place of class folders
-    classes: tuple[str, ...] = ()  # those to use, by name; empty: all
+    label: str = "label"  # what is classified: the source's classes, "device" or an attribute
+    classes: tuple[str, ...] = ()  # "name", or "name=value,value" of `label`; empty: each value
     manifest: str = ""  # a saved manifest to reuse: its splits, not new ones
     image_size: int = bounded(32, 4, 1024)
     channels: int = bounded(3, 1, 3)
@@ -31,6 +34,7 @@ class DataConfig:
     shots: int = bounded(10, 1)  # `few_shot`: train images that each class keeps
     imbalance_factor: float = bounded(1.0, 1.0, 1e6)  # largest over smallest train count
     pareto_shape: float = bounded(6.0, 0.1, 100.0)
+    train_fraction: float = bounded(1.0, 1e-6, 1.0)  # of each class, the same ones in any larger
     near_duplicates: str = choice("move", "report", "off")
     duplicate_distance: float = bounded(0.01, 0.0, 2.0)  # 1 - correlation of thumbnails
     on_bad_image: str = choice("error", "skip")

@@ -53,7 +53,7 @@ def prepare(
     records = source.records()
     frozen = manifest.load(Path(data.manifest)) if data.manifest else None
     if frozen:
-        records = _frozen_records(frozen, source.classes, records)
+        records = _frozen_records(frozen, source.classes, records, data)
     else:
         labels = np.array([record.label for record in records], np.int32)
         split_groups(labels, [record.group for record in records], data.split, source.classes)
@@ -64,7 +64,7 @@ def prepare(
         require_space(out, needed, "the images")
     decoded = decode_all(source, records, data, in_memory, progress)
     if frozen:
-        drawn = _redraw(frozen, records, decoded, data)
+        drawn = _redraw(frozen, source.classes, records, decoded, data)
     else:
         drawn = _draw(data, source.classes, records, decoded)
     result = _manifest(source.classes, records, decoded, drawn)
@@ -138,26 +138,43 @@ def _draw(
     joined = duplicates.join_groups(groups, pairs) if move else groups
     splits = split_groups(labels, joined, data.split, classes)
 
-    train = np.flatnonzero(np.array(splits) == "train")
-    counts = np.bincount(labels[train], minlength=len(classes))
-    target = longtail.profile_counts(
-        counts, data.profile, data.imbalance_factor, data.pareto_shape, data.shots
-    )
-    kept = train[
-        longtail.subsample(labels[train], tuple(joined[i] for i in train), target, data.split.seed)
-    ]
-    held_out = np.flatnonzero(np.array(splits) != "train")
-    stay = np.sort(np.concatenate([kept, held_out]))
+    stay, dropped = _thinned(data, len(classes), labels, joined, splits)
     protocol = {
-        **_protocol(data, decoded),
+        **_protocol_of_reader(data, decoded),
+        **_profile(data),
+        "split": dataclasses.asdict(data.split),
         "near_duplicates": {
             "mode": data.near_duplicates,
             "distance": data.duplicate_distance,
             **_scan_report([records[row].id for row in rows], groups, joined, splits, pairs),
         },
-        "dropped_by_profile": (counts - target).tolist(),
+        "dropped_by_profile": dropped,
     }
     return _Draw(rows[stay], [joined[i] for i in stay], [splits[i] for i in stay], protocol)
+
+
+def _thinned(
+    data: DataConfig,
+    num_classes: int,
+    labels: Int[np.ndarray, "m"],
+    groups: Sequence[str],
+    splits: Sequence[str],
+) -> tuple[Int[np.ndarray, "s"], list[int]]:
+    """Rows that stay once train has its profile, ascending; and how many each class has lost."""
+    train = np.flatnonzero(np.array(splits) == "train")
+    counts = np.bincount(labels[train], minlength=num_classes)
+    target = longtail.profile_counts(
+        counts, data.profile, data.imbalance_factor, data.pareto_shape, data.shots
+    )
+    if data.train_fraction < 1:
+        target = np.maximum(np.round(target * data.train_fraction).astype(target.dtype), 1)
+    kept = train[
+        longtail.subsample(
+            labels[train], tuple(groups[i] for i in train.tolist()), target, data.split.seed
+        )
+    ]
+    held_out = np.flatnonzero(np.array(splits) != "train")
+    return np.sort(np.concatenate([kept, held_out])), (counts - target).tolist()
 
 
 def _scan_report(
@@ -181,17 +198,25 @@ def _scan_report(
 
 
 def _frozen_records(
-    frozen: SplitManifest, classes: Sequence[str], records: Sequence[sources.Record]
+    frozen: SplitManifest,
+    classes: Sequence[str],
+    records: Sequence[sources.Record],
+    data: DataConfig,
 ) -> list[sources.Record]:
-    """The records that a saved manifest holds, in the source's order."""
+    """The records that a saved manifest holds and the task asks for, in the source's order."""
+    here = {record.id for record in records}
     if tuple(classes) != frozen.classes:
-        raise ManifestError(
-            f"config.data.manifest: its classes are {', '.join(frozen.classes)}; the source has "
-            f"{', '.join(classes)}"
-        )
+        if not sources.is_task(data):
+            raise ManifestError(
+                f"config.data.manifest: its classes are {', '.join(frozen.classes)}; the source "
+                f"has {', '.join(classes)}"
+            )
+        # What the task leaves out is not missing.
+        whole = sources.load(dataclasses.replace(data, label="label", classes=()))
+        here = {record.id for record in whole.records()}
     known = set(frozen.ids)
     kept = [record for record in records if record.id in known]
-    if missing := known - {record.id for record in kept}:
+    if missing := known - here:
         raise ManifestError(
             f"config.data.manifest: {len(missing)} of its images are not in the source, the first "
             f"is {min(missing)!r}; check config.data.root"
@@ -200,9 +225,18 @@ def _frozen_records(
 
 
 def _redraw(
-    frozen: SplitManifest, records: Sequence[sources.Record], decoded: Decoded, data: DataConfig
+    frozen: SplitManifest,
+    classes: Sequence[str],
+    records: Sequence[sources.Record],
+    decoded: Decoded,
+    data: DataConfig,
 ) -> _Draw:
-    """The groups and splits of a saved manifest, for images that are still the same."""
+    """The groups and splits of a saved manifest, for images that are still the same.
+
+    Under other labels train gets the profile that `data` asks for; under the same ones it has its
+    own. A fraction is taken in any case.
+    """
+    relabelled = tuple(classes) != frozen.classes
     row_of = {name: row for row, name in enumerate(frozen.ids)}
     theirs = [row_of[records[row].id] for row in decoded.rows]
     for row, old in zip(decoded.rows.tolist(), theirs, strict=True):
@@ -211,36 +245,47 @@ def _redraw(
             raise ManifestError(
                 f"config.data.manifest: image {record.id!r} has other pixels than when it was saved"
             )
-        if record.label != frozen.labels[old]:
+        if not relabelled and record.label != frozen.labels[old]:
             raise ManifestError(
                 f"config.data.manifest: image {record.id!r} was "
                 f"{frozen.classes[frozen.labels[old]]!r}, the source now says "
                 f"{frozen.classes[record.label]!r}"
             )
     protocol = {**frozen.protocol, **_protocol_of_reader(data, decoded), "reused": frozen.sha256}
-    return _Draw(
-        decoded.rows,
-        [frozen.groups[old] for old in theirs],
-        [frozen.splits[old] for old in theirs],
-        protocol,
-    )
+    groups = [frozen.groups[old] for old in theirs]
+    splits = [frozen.splits[old] for old in theirs]
+    labels = np.array([records[row].label for row in decoded.rows], np.int32)
+    if relabelled:
+        _check_splits(classes, labels, splits)
+        protocol |= _profile(data)
+    else:
+        data = dataclasses.replace(data, profile="natural")
+    stay, dropped = _thinned(data, len(classes), labels, groups, splits)
+    if relabelled or data.train_fraction < 1:
+        protocol |= {"dropped_by_profile": dropped, "train_fraction": data.train_fraction}
+    return _Draw(decoded.rows[stay], [groups[i] for i in stay], [splits[i] for i in stay], protocol)
 
 
-def _protocol(data: DataConfig, decoded: Decoded) -> dict[str, Any]:
-    return {
-        **_protocol_of_reader(data, decoded),
-        "split": dataclasses.asdict(data.split),
-        "profile": data.profile,
-        "imbalance_factor": data.imbalance_factor,
-        "pareto_shape": data.pareto_shape,
-    }
+def _check_splits(classes: Sequence[str], labels: np.ndarray, splits: Sequence[str]) -> None:
+    """Refuses a task that leaves a class without images to train on, or to be tested on."""
+    for split in ("train", "test"):
+        held = set(labels[np.array(splits) == split].tolist())
+        if absent := [name for k, name in enumerate(classes) if k not in held]:
+            raise ManifestError(
+                f"config.data.manifest: its split {split} has no image of class {absent[0]!r}, "
+                "which config.data.label and config.data.classes ask for; leave the class out, or "
+                "draw new splits"
+            )
+
+
+def _profile(data: DataConfig) -> dict[str, Any]:
+    fields = ("profile", "imbalance_factor", "pareto_shape", "shots", "train_fraction")
+    return {name: getattr(data, name) for name in fields}
 
 
 def _protocol_of_reader(data: DataConfig, decoded: Decoded) -> dict[str, Any]:
-    return {
-        "source": data.source,
-        "skipped": list(decoded.skipped),
-    }
+    task = {"label": data.label, "classes": list(data.classes)} if sources.is_task(data) else {}
+    return {"source": data.source, **task, "skipped": list(decoded.skipped)}
 
 
 def _manifest(

@@ -29,6 +29,10 @@ def split_groups(
     for the one of them that has fewest groups. The draw depends on the seed, the group names and
     the labels, not on the order of the rows; a class moves no other class's groups.
 
+    With `config.folds`, each class's shuffled groups are cut into so many parts of equal size,
+    give or take one. Part `config.fold` is test, and the others are dealt out as before: over the
+    folds of one seed every group is test once.
+
     Args:
       labels: class indices in [0, k).
       groups: the group of each example.
@@ -40,28 +44,52 @@ def split_groups(
 
     Raises:
       SplitError: fractions leave nothing for train, or a class has too few groups to stand in
-        every split that is not empty.
+        every split that is not empty, and in the test split of every fold.
     """
     fractions = _fractions(config)
     members = _groups_of_class(labels, groups, len(classes))
     needed = sum(fraction > 0 for fraction in fractions.values())
     split_of: dict[str, str] = {}
     for label, names in enumerate(members):
-        if len(names) < needed:
-            raise SplitError(
-                f"class {classes[label]!r} has {len(names)} group(s), and {needed} splits each "
-                "need one: gather more images of it, leave the class out, or set "
-                "config.data.split.policy_val or config.data.split.val to 0"
-            )
+        _check_groups(classes[label], len(names), needed, config.folds)
         order = np.random.default_rng([config.seed, label]).permutation(len(names))
-        ends = np.cumsum(_apportion(list(fractions.values()), len(names)))
-        for split, slots in zip(fractions, np.split(order, ends[:-1]), strict=True):
+        dealt = fractions
+        if config.folds:
+            parts = np.array_split(order, config.folds)
+            split_of.update((names[slot], "test") for slot in parts.pop(config.fold))
+            order = np.concatenate(parts)
+            rest = 1 - fractions["test"]
+            dealt = {split: part / rest for split, part in fractions.items() if split != "test"}
+        ends = np.cumsum(_apportion(list(dealt.values()), len(order)))
+        for split, slots in zip(dealt, np.split(order, ends[:-1]), strict=True):
             split_of.update((names[slot], split) for slot in slots)
     return tuple(split_of[group] for group in groups)
 
 
+def _check_groups(name: str, count: int, splits: int, folds: int) -> None:
+    if count < splits:
+        raise SplitError(
+            f"class {name!r} has {count} group(s), and {splits} splits each "
+            "need one: gather more images of it, leave the class out, or set "
+            "config.data.split.policy_val or config.data.split.val to 0"
+        )
+    if count < folds or (folds and count - -(-count // folds) < splits - 1):
+        raise SplitError(
+            f"class {name!r} has {count} group(s), too few to be in the test split of {folds} "
+            f"folds and in the {splits - 1} other splits of each: lower config.data.split.folds, "
+            "gather more images of it, or leave the class out"
+        )
+
+
 def _fractions(config: SplitConfig) -> dict[str, float]:
     held_out = {"policy_val": config.policy_val, "val": config.val, "test": config.test}
+    if config.folds:
+        if config.folds == 1 or config.fold >= config.folds:
+            raise SplitError(
+                f"config.data.split: got fold {config.fold} of folds = {config.folds}; takes 2 or "
+                "more folds, numbered from 0, or folds = 0 for one test split"
+            )
+        held_out["test"] = 1 / config.folds
     train = 1.0 - sum(held_out.values())
     if train < 1e-6:
         raise SplitError(

@@ -284,6 +284,61 @@ def test_a_saved_manifest_of_other_data_is_refused(root, out, tmp_path):
         prepare.prepare(data, out)
 
 
+def graded(root):
+    """The two classes again, with a grade that half of each has: low in `a`, high in `b`."""
+    rows = [
+        f"{c}/{i:02}.png,{c},{grade * (i % 2)}"
+        for c, grade in (("a", "low"), ("b", "high"))
+        for i in range(12)
+    ]
+    (root / "t.csv").write_text("\n".join(["image,label,grade", *rows]) + "\n")
+    return config(root, csv="t.csv", split=SplitConfig(policy_val=0.0, val=0.2, test=0.3))
+
+
+def test_a_task_on_saved_splits_moves_no_image_between_them(root, out, tmp_path):
+    data = graded(root)
+    first = prepare.prepare(data, out)
+    (tmp_path / "task").mkdir()
+    task = dataclasses.replace(data, manifest=str(out), label="grade")
+    made = prepare.prepare(task, tmp_path / "task")
+    split_of = dict(zip(first.ids, first.splits, strict=True))
+    assert made.classes == ("high", "low") and made.sha256 != first.sha256
+    assert set(made.ids) == {name for name in first.ids if int(name[2:4]) % 2}
+    assert all(split_of[name] == s for name, s in zip(made.ids, made.splits, strict=True))
+    assert all(made.classes[k] == {"a": "low", "b": "high"}[n[0]]
+               for n, k in zip(made.ids, made.labels, strict=True))  # fmt: skip
+    assert not any("grade" in known for known in made.attributes)
+    assert made.protocol["label"] == "grade" and made.protocol["reused"] == first.sha256
+    few = prepare.prepare(dataclasses.replace(task, profile="few_shot", shots=1), tmp_path / "task")
+    assert few.counts().tolist() == [1, 1] and few.protocol["shots"] == 1
+    assert few.counts("test").tolist() == made.counts("test").tolist()
+
+
+def test_a_task_that_saved_splits_cannot_carry_is_refused(root, out):
+    data = graded(root)
+    first = prepare.prepare(data, out)
+    splits = ["train" if name[0] == "a" else split
+              for name, split in zip(first.ids, first.splits, strict=True)]  # fmt: skip
+    dataclasses.replace(first, splits=tuple(splits), sha256="").save(out)
+    task = dataclasses.replace(data, manifest=str(out), label="grade")
+    with pytest.raises(ManifestError, match="split test has no image of class 'low'"):
+        prepare.prepare(task, out)
+
+
+def test_fractions_of_train_are_nested_and_touch_no_other_split(root, out):
+    whole = prepare.prepare(config(root), out)
+    held = set(whole.ids)
+    for fraction in (0.6, 0.3, 0.01):
+        part = prepare.prepare(config(root, train_fraction=fraction), out)
+        expected = np.maximum(np.round(whole.counts() * fraction), 1)
+        np.testing.assert_array_equal(part.counts(), expected)
+        assert set(part.ids) < held
+        held = set(part.ids)
+        for split in ("policy_val", "val", "test"):
+            names = [[m.ids[i] for i in m.rows(split)] for m in (part, whole)]
+            assert names[0] == names[1]
+
+
 def test_no_space_left_is_found_before_decoding_where_possible(root, out, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     monkeypatch.setattr(prepare, "decode_all", None)

@@ -101,3 +101,37 @@ def test_fractions_that_leave_nothing_for_train_are_refused():
             np.zeros(9, np.int32), list("abcdefghi"),
             SplitConfig(policy_val=0.3, val=0.3, test=0.4), ("a",),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+def test_over_the_folds_every_group_is_test_once_and_each_fold_is_a_split(folds):
+    labels, groups = example()
+    times = dict.fromkeys(groups, 0)
+    for fold in range(folds):
+        config = SplitConfig(policy_val=0.1, val=0.15, folds=folds, fold=fold)
+        drawn = splits.split_groups(labels, groups, config, CLASSES)
+        split_of = dict(zip(groups, drawn, strict=True))
+        assert drawn == tuple(split_of[group] for group in groups)
+        for group in split_of:
+            times[group] += split_of[group] == "test"
+        for label in range(3):
+            total = len({g for g, k in zip(groups, labels, strict=True) if k == label})
+            assert abs(groups_in(labels, groups, drawn, label, "test") - total / folds) < 1
+            assert abs(groups_in(labels, groups, drawn, label, "val") - 0.15 * total) <= 1.5
+    assert set(times.values()) == {1}
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(1, 0), (3, 3)])
+def test_a_fold_that_is_none_is_refused(folds, fold):
+    labels, groups = example()
+    with pytest.raises(splits.SplitError, match=rf"fold {fold} of folds = {folds}"):
+        splits.split_groups(labels, groups, SplitConfig(folds=folds, fold=fold), CLASSES)
+
+
+def test_a_class_too_small_for_the_folds_is_named():
+    labels = np.array([0] * 30 + [1] * 6, np.int32)
+    groups = [f"g{i}" for i in range(36)]
+    config = SplitConfig(folds=5)
+    splits.split_groups(labels, groups, config, ("a", "b"))  # 6: two test, four for the rest
+    with pytest.raises(splits.SplitError, match="class 'b' has 4 group.*test split of 5 folds"):
+        splits.split_groups(labels[:34], groups[:34], config, ("a", "b"))

@@ -10,7 +10,7 @@ import pkgutil
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -112,10 +112,10 @@ def register(name: str) -> Callable[[T], T]:
 
 
 def load(data: DataConfig) -> Source:
-    """The source that `data.source` names, of the classes that `data.classes` names.
+    """The source that `data.source` names, under the labels that `data` asks for (see `Task`).
 
     Raises:
-      ConfigError: no such source or class, or its root is missing.
+      ConfigError: no such source, column, class or value, or its root is missing.
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
@@ -125,30 +125,100 @@ def load(data: DataConfig) -> Source:
             f"config.data.source: got {data.source!r}; takes one of {', '.join(sorted(_SOURCES))}"
         )
     source = _SOURCES[name](data)
-    return Subset(source, data.classes) if data.classes else source
+    return Task(source, data.label, data.classes) if is_task(data) else source
 
 
-class Subset:
-    """Some classes of a source, in the order asked for; what is left out is as if it were not."""
+def is_task(data: DataConfig) -> bool:
+    """Whether the labels are others than the source's own."""
+    return bool(data.classes) or data.label != "label"
 
-    def __init__(self, whole: Source, classes: tuple[str, ...]) -> None:
-        """Raises ConfigError for a class that the source has not, or that is named twice."""
-        for name in classes:
-            if name not in whole.classes:
+
+class Task:
+    """A source under other labels: which values of a column make each class, and in what order.
+
+    What has no such value is as if it were not there. A column that has become the label is no
+    attribute (or device) any more, so that no test image tells its class by it.
+    """
+
+    def __init__(self, source: Source, column: str, entries: tuple[str, ...]) -> None:
+        """Reads the records of a column that is not "label", to know its values.
+
+        Args:
+          source: with its own classes.
+          column: "label" (the source's classes), "device", or an attribute.
+          entries: a class each: "name=value,value", or "name" for the value of that name. Empty:
+            each value is a class, numbers by size and then text.
+
+        Raises:
+          ConfigError: no such column or value; a value in two classes; a class named twice.
+        """
+        self.name, self.decode = source.name, source.decode
+        self._whole, self._column = source, column
+        known = source.classes if column == "label" else self._values()
+        gathered = [_gathered(entry) for entry in entries or known]
+        self.classes = tuple(name for name, _ in gathered)
+        values = [value for _, held in gathered for value in held]
+        for value in values:
+            if value not in known:
                 raise ConfigError(
-                    f"config.data.classes: no class {name!r}; takes some of "
-                    f"{', '.join(whole.classes)}"
+                    f"config.data.classes: no class {value!r} in column {column!r}; takes some of "
+                    f"{', '.join(known)}"
                 )
-        if len(set(classes)) != len(classes):
-            raise ConfigError(f"config.data.classes: got {classes}; takes each class once")
-        self.name, self.classes, self.decode = whole.name, classes, whole.decode
-        self._whole = whole
+        if len(set(self.classes)) < len(self.classes) or len(set(values)) < len(values):
+            raise ConfigError(
+                f"config.data.classes: got {entries}; takes each class and each value once"
+            )
+        self._label_of = {value: k for k, (_, held) in enumerate(gathered) for value in held}
 
     def records(self) -> list[Record]:
-        """Records of these classes, labels counted anew."""
-        new = {self._whole.classes.index(name): label for label, name in enumerate(self.classes)}
-        return [
-            dataclasses.replace(record, label=new[record.label])
-            for record in self._whole.records()
-            if record.label in new
-        ]
+        """The records that the task asks for, under its labels."""
+        found = []
+        for record in self._whole.records():
+            label = self._label_of.get(self._value(record))
+            if label is not None:
+                found.append(dataclasses.replace(record, label=label, **self._without(record)))
+        return found
+
+    def _value(self, record: Record) -> str:
+        """What the column says of a record; "" where that is not known."""
+        if self._column == "label":
+            return self._whole.classes[record.label]
+        known = record.device if self._column == "device" else record.attributes.get(self._column)
+        if isinstance(known, float) and known.is_integer():
+            return str(int(known))
+        return "" if known is None else str(known)
+
+    def _without(self, record: Record) -> dict[str, Any]:
+        if self._column == "label":
+            return {}
+        if self._column == "device":
+            return {"device": None}
+        kept = {name: value for name, value in record.attributes.items() if name != self._column}
+        return {"attributes": kept}
+
+    def _values(self) -> tuple[str, ...]:
+        records = self._whole.records()
+        values = {self._value(record) for record in records} - {""}
+        if not values:
+            columns = sorted({name for record in records for name in record.attributes})
+            raise ConfigError(
+                f"config.data.label: no image has a {self._column!r}; takes one of "
+                f"{', '.join(['label', 'device', *columns])}"
+            )
+        return tuple(sorted(values, key=_by_size))
+
+
+def _gathered(entry: str) -> tuple[str, tuple[str, ...]]:
+    """A class's name and values, of "name=value,value" or "name"."""
+    name, assigned, values = (part.strip() for part in entry.partition("="))
+    held = tuple(value.strip() for value in values.split(",")) if assigned else (name,)
+    if not name or not all(held):
+        raise ConfigError(f'config.data.classes: got {entry!r}; takes "name" or "name=value,value"')
+    return name, held
+
+
+def _by_size(value: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(value), value
+    except ValueError:
+        return True, 0.0, value

@@ -26,6 +26,8 @@ _LOCATOR = re.compile(r"(?P<index>\d{8})(?P<mask>/mask)?")
 _PIXELS = 2**18  # simulated at once, at most
 _BLOCKS = 8  # kept
 _DESCRIBED = 1024  # records at once
+# Log odds that a malignant lesion has spread to the nodes: larger ones more often. Made up.
+_NODES_PER_MM, _EVEN_ODDS_MM = 0.5, 14.0
 
 
 @register("phantom")
@@ -62,9 +64,9 @@ class PhantomSource:
     def records(self) -> list[Record]:
         """One record an image, which is a group of its own.
 
-        Attributes are "malignant" ("benign" or "malignant"), and of the lesion as drawn "size_mm"
-        (diameter of the disc of its area), "depth_mm" of its middle, and "aspect" (height over
-        width).
+        Attributes are "malignant" ("benign" or "malignant"), of malignant lesions "nodes"
+        ("negative" or "positive"), and of the lesion as drawn "size_mm" (diameter of the disc of
+        its area), "depth_mm" of its middle, and "aspect" (height over width).
         """
         records = []
         for start in range(0, self._count, _DESCRIBED):
@@ -97,6 +99,8 @@ class PhantomSource:
 
     def _record(self, index: int, known: dict[str, Any]) -> Record:
         label = index % len(self.classes)
+        malignant = phantom.CLASSES[label].malignant
+        nodes = {"nodes": "positive" if known.pop("nodes") else "negative"}
         image_id = f"phantom-{self._seed}-{index:08d}"
         return Record(
             id=image_id,
@@ -106,7 +110,8 @@ class PhantomSource:
             masks=(f"{index:08d}/mask",),
             device=phantom.DEVICES[known.pop("device")].name,
             attributes={
-                "malignant": "malignant" if phantom.CLASSES[label].malignant else "benign",
+                "malignant": "malignant" if malignant else "benign",
+                **(nodes if malignant else {}),
                 **{name: round(float(number), 2) for name, number in known.items()},
             },
         )
@@ -126,7 +131,9 @@ def _describe(seed: int | Int[Array, ""], indices: Int[Array, "b"]) -> dict[str,
     keys, labels, devices = _plan(seed, indices)
     lesions = jax.vmap(phantom.drawn_lesion)(keys, labels)
     numbers = {name: getattr(lesions, name) for name in ("size_mm", "depth_mm", "aspect")}
-    return {"device": devices, **numbers}
+    risk = _NODES_PER_MM * (lesions.size_mm - _EVEN_ODDS_MM)
+    chance = jax.vmap(lambda key: jax.random.uniform(stream(key, "nodes")))(keys)
+    return {"device": devices, "nodes": chance < jax.nn.sigmoid(risk), **numbers}
 
 
 @functools.partial(jax.jit, static_argnames="size")

@@ -50,7 +50,8 @@ def test_records_tell_device_and_attributes():
         known = dict(record.attributes)
         assert source.classes[record.label] == spec.name
         assert known.pop("malignant") == ("malignant" if spec.malignant else "benign")
-        assert sorted(known) == ["aspect", "depth_mm", "size_mm"]
+        assert ("nodes" in known) == spec.malignant
+        assert sorted(set(known) - {"nodes"}) == ["aspect", "depth_mm", "size_mm"]
         assert 2 < known["size_mm"] < 23 and 3 < known["depth_mm"] < 37
     sizes = [record.attributes["size_mm"] for record in records[:60]]
     areas = [(source.decode(record.masks[0]) > 0).mean() for record in records[:60]]
@@ -121,3 +122,14 @@ def _features(source, record):
         behind.mean() - beside.mean(), (y1 - y0) / (x1 - x0),
         mask.sum() / ((y1 - y0) * (x1 - x0)), rim.sum() / np.sqrt(mask.sum()), mask.sum(),
     ]  # fmt: skip
+
+
+def test_nodes_are_those_of_malignant_lesions_and_more_often_of_large_ones():
+    source = load("phantom:300")
+    malignant = [r for r in source.records() if r.attributes["malignant"] == "malignant"]
+    others = [r for r in source.records() if r.attributes["malignant"] == "benign"]
+    assert not any("nodes" in record.attributes for record in others)
+    size = np.array([record.attributes["size_mm"] for record in malignant])
+    positive = np.array([record.attributes["nodes"] == "positive" for record in malignant])
+    rates = [positive[part].mean() for part in (size < 11, (size > 13) & (size < 15), size > 17)]
+    assert rates[0] < 0.3 and 0.35 < rates[1] < 0.65 and rates[2] > 0.7

@@ -59,8 +59,57 @@ def test_classes_that_are_left_out_are_as_if_they_were_not():
 
 
 @pytest.mark.parametrize(
-    ("classes", "message"), [(("7", "x"), "no class 'x'"), (("7", "7"), "each class once")]
+    ("classes", "message"),
+    [
+        (("7", "x"), "no class 'x' in column 'label'"),
+        (("7", "7"), "each class and each value once"),
+        (("7", "odd=1,3,7"), "each class and each value once"),
+        (("odd=1,,7",), 'takes "name" or "name=value,value"'),
+        (("=1",), 'takes "name" or "name=value,value"'),
+    ],
 )
 def test_classes_that_cannot_be_had_are_named(classes, message):
     with pytest.raises(ConfigError, match=rf"config\.data\.classes: .*{message}"):
         sources.load(DataConfig(source="digits", classes=classes))
+
+
+def test_values_are_gathered_into_classes():
+    whole = {record.id: record.label for record in sources.load(DataConfig()).records()}
+    task = sources.load(DataConfig(classes=("odd = 1, 3", "zero=0")))
+    records = task.records()
+    assert task.classes == ("odd", "zero")
+    assert {r.id for r in records} == {name for name, label in whole.items() if label in (0, 1, 3)}
+    assert all(record.label == (whole[record.id] == 0) for record in records)
+
+
+def table(tmp_path, column, values):
+    """A folder source whose images have an attribute of these values."""
+    for i in range(len(values)):
+        (tmp_path / f"{i}.png").touch()
+    rows = [f"{i}.png,a,{value}" for i, value in enumerate(values)]
+    (tmp_path / "t.csv").write_text("\n".join([f"image,label,{column}", *rows]) + "\n")
+    return {"source": "folder", "root": str(tmp_path), "csv": "t.csv", "label": column}
+
+
+def test_a_column_becomes_the_label_and_is_no_attribute_any_more(tmp_path):
+    data = table(tmp_path, "grade", ["10", "2", "", "2"])
+    task = sources.load(DataConfig(**data))
+    assert task.classes == ("2", "10")  # by size; what has no grade is left out
+    assert [(r.id, r.label) for r in task.records()] == [("0.png", 1), ("1.png", 0), ("3.png", 0)]
+    assert not any("grade" in record.attributes for record in task.records())
+    low = sources.load(DataConfig(**data, classes=("low=2",)))
+    assert [r.id for r in low.records()] == ["1.png", "3.png"]
+
+
+def test_the_device_can_be_the_label():
+    task = sources.load(DataConfig(source="phantom:4", image_size=8, label="device"))
+    whole = {r.id: r.device for r in sources.load(DataConfig(source="phantom:4")).records()}
+    assert {task.classes[r.label] for r in task.records()} == set(whole.values())
+    assert all(task.classes[r.label] == whole[r.id] for r in task.records())
+    assert all(record.device is None for record in task.records())
+
+
+def test_a_column_that_is_not_there_is_named(tmp_path):
+    data = table(tmp_path, "grade", ["1", "2"])
+    with pytest.raises(ConfigError, match=r"config\.data\.label: no image has a 'node'; .*grade"):
+        sources.load(DataConfig(**{**data, "label": "node"}))

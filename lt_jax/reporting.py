@@ -33,6 +33,13 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
     """
     costs = Ledger()
     clock = Clock(costs)
+    report_lib.write(gather(context, "report"), folder)
+    clock.read()
+    return costs
+
+
+def gather(context: Context, purpose: str) -> report_lib.ReportInputs:
+    """What a report on a run is made from. Opens the test split, and logs why."""
     config = context.config
     manifest, images = prepare.load(context.folder("prepare"), config.data)
     pool, pictures = None, None
@@ -41,9 +48,9 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
         pool = _pool(reader, context.folder("synthesize"))
         pictures = _gallery(manifest, images, reader, pool.memorization)
     log = context.workdir / "test_openings.jsonl"
-    test_ids, test_labels = manifest.open_test(log, f"report: {context.command}")
+    test_ids, test_labels = manifest.open_test(log, f"{purpose}: {context.command}")
     dataset = dataset_of(config, manifest, test_labels, len(log.read_text().splitlines()))
-    inputs = report_lib.ReportInputs(
+    return report_lib.ReportInputs(
         command=context.command,
         config=config_lib.to_dict(config),
         environment=environment(),
@@ -62,9 +69,6 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
         skipped=[str(entry) for entry in manifest.protocol["skipped"]],
         learning=_learning(context.folder("mixing")) if "mixing" in context.specs else None,
     )
-    report_lib.write(inputs, folder)
-    clock.read()
-    return costs
 
 
 def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:

@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
         for part in (config.extractor, config.classify):
             part.update(steps=20_000, batch_size=128)  # some 200 passes over the train split
             part.model.kind = "resnet"
-            part.model.resnet.update(channels=(16, 32, 64), blocks=(5, 5, 5))  # ResNet-32
+            part.model.resnet.variant = "resnet32"
             part.optimizer.update(learning_rate=2e-3, warmup_steps=500, weight_decay=0.05)
             part.augment.update(horizontal_flip=True, shift=4)
 

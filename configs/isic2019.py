@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         for part in (config.extractor, config.classify):
             part.update(steps=6_000, batch_size=128)
             part.model.kind = "resnet"
-            part.model.resnet.update(channels=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
+            part.model.resnet.variant = "resnet18"
             part.model.resnet.dtype = "bfloat16"
             part.optimizer.update(learning_rate=1e-3, warmup_steps=500, weight_decay=0.05)
             part.augment.update(

@@ -32,6 +32,45 @@ def filled(losses: Sequence[str], fill_to: int = 0) -> dict[str, dict[str, Any]]
     return {name_of(loss): {**shared, "loss": loss} for loss in losses}
 
 
+def gather(
+    runs: Mapping[str, Pipeline], out: pathlib.Path, experiment: str, baseline: str = RIVAL
+) -> report_lib.ReportInputs:
+    """What one report of the arms of all variants is made from; opens the test labels.
+
+    Args:
+      runs: by variant, all with the same test images; config, data set and classes are those of
+        the last.
+      out: gets the log of openings.
+      experiment: the module, for the report and the log.
+      baseline: an arm, as variant/arm.
+    """
+    contexts = {name: run.context() for name, run in runs.items()}
+    manifests = {
+        name: prepare.load(context.folder("prepare"), context.config.data)[0]
+        for name, context in contexts.items()
+    }
+    *_, last = runs
+    log = out / "test_openings.jsonl"
+    test_ids, test_labels = manifests[last].open_test(log, f"{experiment}: all variants")
+    arms = []
+    for name, context in contexts.items():
+        for arm in context.config.classify.arms:
+            if not finished(context, arm):
+                print(f"{name}/{arm}: not finished, left out")
+                continue
+            found = reporting.arm_of(arm, context, manifests[name], test_ids)
+            arms.append(dataclasses.replace(found, name=f"{name}/{arm}"))
+    config, openings = contexts[last].config, len(log.read_text().splitlines())
+    return report_lib.ReportInputs(
+        command=f"python -m {experiment}",
+        config=config_lib.to_dict(config),
+        environment=reporting.environment(),
+        dataset=reporting.dataset_of(config, manifests[last], test_labels, openings),
+        arms=tuple(arms),
+        evaluate=dataclasses.replace(config.evaluate, baseline=baseline),
+    )
+
+
 def collect(
     runs: Mapping[str, Pipeline],
     out: pathlib.Path,
@@ -47,38 +86,18 @@ def collect(
       rivals: arms, as variant/arm, with which all are compared; `report/` has the first, and
         `paired` the comparisons with each.
     """
-    contexts = {name: run.context() for name, run in runs.items()}
-    first = contexts[BASELINE]
-    manifest, _ = prepare.load(first.folder("prepare"), first.config.data)
-    log = out / "test_openings.jsonl"
-    test_ids, test_labels = manifest.open_test(log, f"{experiment}: all variants")
-    arms = []
-    for name, context in contexts.items():
-        for arm in context.config.classify.arms:
-            if not finished(context, arm):
-                print(f"{name}/{arm}: not finished, left out")
-                continue
-            found = reporting.arm_of(arm, context, manifest, test_ids)
-            arms.append(dataclasses.replace(found, name=f"{name}/{arm}"))
-    openings = len(log.read_text().splitlines())
-    evaluate = dataclasses.replace(first.config.evaluate, baseline=rivals[0])
-    inputs = report_lib.ReportInputs(
-        command=f"python -m {experiment}",
-        config=config_lib.to_dict(first.config),
-        environment=reporting.environment(),
-        dataset=reporting.dataset_of(first.config, manifest, test_labels, openings),
-        arms=tuple(arms),
-        evaluate=evaluate,
-    )
+    inputs = gather(runs, out, experiment, rivals[0])
     reports = {}
     for rival in rivals:
         folder = out / ("report" if rival == rivals[0] else f"report_{rival.replace('/', '_')}")
         folder.mkdir(exist_ok=True)
-        chosen = dataclasses.replace(evaluate, baseline=rival)
+        chosen = dataclasses.replace(inputs.evaluate, baseline=rival)
         reports[rival] = report_lib.write(dataclasses.replace(inputs, evaluate=chosen), folder)
     judges = rivals[0].partition("/")[2]
+    contexts = {name: run.context() for name, run in runs.items()}
+    real = contexts[BASELINE]
     pools = {
-        name: {**describe_pool(context), "agreement": agreement(context, first, judges)}
+        name: {**describe_pool(context), "agreement": agreement(context, real, judges)}
         for name, context in contexts.items()
         if "synthesize" in context.specs and finished(context, "synthesize")
     }
@@ -156,9 +175,9 @@ def mean_cell(summary: Mapping[str, Any]) -> str:
     return f"{summary['mean']:.3f} ({spread})"
 
 
-def paired_cell(arm: Mapping[str, Any]) -> str:
-    """An arm's balanced accuracy over that of the report's baseline: interval and Holm's p."""
-    compared = (arm.get("paired") or {}).get("balanced_accuracy")
+def paired_cell(arm: Mapping[str, Any], metric: str = "balanced_accuracy") -> str:
+    """An arm's metric over that of the report's baseline: interval and Holm's p."""
+    compared = (arm.get("paired") or {}).get(metric)
     if not compared:
         return "itself"
     low, high = compared["ci95"]

@@ -1,4 +1,8 @@
-"""What every command line of a run shares: its flags, their parser, how it ends."""
+"""What every command line of a run shares: its flags, their parser, how it ends.
+
+Flags are defined when a command line starts, not when its module is imported: absl has one set of
+names for the whole process.
+"""
 
 import contextlib
 import pathlib
@@ -14,30 +18,25 @@ from lt_jax.config import RuntimeConfig
 from lt_jax.errors import UserError
 from lt_jax.runtime import faults, mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "--config.a.b=v overrides a field")
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run", required=True)
-_CACHE = flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
-_ACCEPT = flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
-
 
 def config() -> ConfigDict:
     """The config file's config, overrides applied."""
-    return _CONFIG.value
+    return flags.FLAGS.config
 
 
 def workdir() -> pathlib.Path:
     """Where the run lives."""
-    return pathlib.Path(_WORKDIR.value)
+    return pathlib.Path(flags.FLAGS.workdir)
 
 
 def cache() -> pathlib.Path | None:
     """The shared artifacts' folder, if one was given."""
-    return pathlib.Path(_CACHE.value) if _CACHE.value else None
+    return pathlib.Path(flags.FLAGS.cache) if flags.FLAGS.cache else None
 
 
 def accept_config_change() -> bool:
     """Whether a workdir of another config may be gone on with."""
-    return _ACCEPT.value
+    return flags.FLAGS.accept_config_change
 
 
 def line(module: str) -> str:
@@ -66,7 +65,11 @@ def ending() -> Iterator[None]:
 
 
 def start(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and runs `main`."""
+    """Defines the shared flags, parses all and runs `main`."""
+    config_flags.DEFINE_config_file("config", None, "--config.a.b=v overrides a field")
+    flags.DEFINE_string("workdir", None, "folder of this run", required=True)
+    flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
+    flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse)
 

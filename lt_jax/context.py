@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from lt_jax.classify import predict
 from lt_jax.config import ClassifierConfig, Config
 from lt_jax.data import prepare
-from lt_jax.data.images import Images
+from lt_jax.data.images import Images, Withheld
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import annotations
 from lt_jax.diffusion.generator import Generator
@@ -39,14 +39,16 @@ class Context:
 
     @functools.cached_property
     def data(self) -> tuple[SplitManifest, Images]:
-        """The manifest, test labels masked, and its images."""
+        """The manifest, test labels, boxes and masks left out, and its images."""
         manifest, images = prepare.load(self.folder("prepare"), self.config.data)
         return manifest.without_test_labels(), images
 
     @functools.cached_property
     def annotations(self) -> annotations.Annotations:
-        """What the generator is told of the images."""
+        """What the generator is told of the images; of test images no lesion."""
         masks = prepare.load_masks(self.folder("prepare"))
+        if masks is not None:
+            masks = Withheld(masks, np.array(self.data[0].splits) != "test")
         conditions = self.config.generator.conditions
         return annotations.annotate(self.data[0], masks, conditions, self.image_shape[-1])
 

@@ -62,6 +62,17 @@ def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
             f"{config.synthesize.max_attempts:g} attempts an image asked for (how many images: "
             "after prepare)"
         )
+    if "audit" in stages and "membership" in config.audit.parts:
+        passes = len(config.audit.noise_times) * config.audit.draws
+        lines.append(
+            f"audit/membership: {passes} passes of the generator over each of at most "
+            f"{2 * config.audit.images:,d} images"
+        )
+    if "audit" in stages and "accuracy_score" in config.audit.parts:
+        lines.append(
+            f"audit/accuracy_score: 2 or 3 trainings of the classifier for each of "
+            f"{len(config.classify.seeds)} seeds, {config.classify.steps:,d} steps each"
+        )
     if "mixing" in stages:
         policy = config.mixing.policy
         each = policy.updates * policy.episodes

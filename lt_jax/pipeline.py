@@ -13,21 +13,32 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lt_jax import auditing, preflight, reporting, stages
 from lt_jax import config as config_lib
-from lt_jax import preflight, reporting, stages
+from lt_jax.classify import decoupled
 from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
 
-STAGES = ("prepare", "generator", "extractor", "synthesize", "mixing", "classify", "report")
+STAGES = (
+    "prepare",
+    "generator",
+    "extractor",
+    "synthesize",
+    "audit",
+    "mixing",
+    "classify",
+    "detect",
+    "report",
+)
 # Raise a stage's number when its code gives other results from the same config and inputs.
 SCHEMAS: dict[str, int] = {
     **dict.fromkeys(STAGES, 1),
     "generator": 2,
     "synthesize": 4,
     "classify": 2,
-    "report": 4,
+    "report": 6,
 }
 
 # Fields of an arm that only these rules read; they stay out of the keys of others.
@@ -40,10 +51,12 @@ _READERS = {
 
 
 def specs(config: config_lib.Config) -> list[artifacts.Spec]:
-    """Every stage of a run, inputs before their users; one spec an arm and seed of `classify`.
+    """Every stage of a run, inputs before their users; one spec an arm and seed of `classify`, and
+    of `detect`.
 
     Without an arm that uses synthetic images there is no generator, extractor or pool; without one
-    of a learned rule, no policy.
+    of a learned rule, no policy; without an arm of detection, none of that. An audit has one spec a
+    part, and what it reads is made for it, too.
 
     Raises:
       ConfigError: the baseline names no arm, there are no arms or seeds, or an arm cannot be.
@@ -72,12 +85,63 @@ def specs(config: config_lib.Config) -> list[artifacts.Spec]:
             _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *used)
             for seed in config.classify.seeds
         ]
+    runs += _detect_specs(config.detect, prepare, synthesize)
     rules = {controllers.mirrored(arm) for arm in config.classify.arms.values()}
-    made = [synthesize] if rules != {"none"} else []
+    pooled = any(arm.data != "real" for arm in config.detect.arms.values())
+    pooled = pooled or bool(config.audit.parts)
+    made = [synthesize] if rules != {"none"} or pooled else []
     made += [mixing] if rules & set(LEARNED) else []
-    report = _spec("report", {**key_fields(config.evaluate), "tau": tau}, prepare, *made, *runs)
+    reported = {**key_fields(config.evaluate), "tau": tau}
+    if config.detect.arms:
+        part = config.detect
+        reported["detect"] = {"baseline": part.baseline, "small": part.small}
+    audits = _audit_specs(config, prepare, generator, extractor, synthesize)
+    # Of the networks that pictures are asked of; without a pool there are none.
+    shown = {"maps": extractor, "strips": generator}
+    asked = [shown[name] for name in shown if made and name in config.evaluate.pictures]
+    report = _spec("report", reported, prepare, *made, *asked, *audits, *runs)
     makers = [generator, extractor, *made] if made else []
-    return [prepare, *makers, *runs, report]
+    return [prepare, *makers, *audits, *runs, report]
+
+
+def _audit_specs(config: config_lib.Config, *read: artifacts.Spec) -> list[artifacts.Spec]:
+    """One spec a part, of those of `read` that it reads."""
+    by_name = {spec.stage: spec for spec in read}
+    return [
+        _spec(
+            f"audit/{part}",
+            auditing.fields(config, part),
+            *(by_name[name] for name in auditing.INPUTS[part]),
+        )
+        for part in dict.fromkeys(config.audit.parts)
+    ]
+
+
+def _detect_specs(
+    config: config_lib.DetectConfig, prepare: artifacts.Spec, synthesize: artifacts.Spec
+) -> list[artifacts.Spec]:
+    """One spec an arm and seed of detection."""
+    recipe = config_lib.key_fields(config)
+    for name in ("seeds", "arms", "baseline", "small"):
+        del recipe[name]
+    runs = []
+    for name, arm in config.arms.items():
+        fields = config_lib.key_fields(arm)
+        if arm.data != "mixed":
+            del fields["mix"]
+        if arm.data != "mixed" or arm.mix != "share":
+            del fields["share"]
+        used = () if arm.data == "real" else (synthesize,)
+        runs += [
+            _spec(
+                f"detect/{name}/seed{seed}",
+                {**recipe, "arm": fields, "seed": seed},
+                prepare,
+                *used,
+            )
+            for seed in config.seeds
+        ]
+    return runs
 
 
 def _generator_fields(config: config_lib.GeneratorConfig) -> dict[str, Any]:
@@ -121,6 +185,8 @@ def _arm_fields(name: str, arm: config_lib.ArmConfig) -> dict[str, Any]:
     for field, readers in _READERS.items():
         if rule not in readers:
             del fields[field]
+    for field in _unread(arm):
+        del fields[field]
     if not (arm.of and rule != arm.controller):
         del fields["of"]
     if rule == "schedule":
@@ -134,6 +200,26 @@ def _arm_fields(name: str, arm: config_lib.ArmConfig) -> dict[str, Any]:
     return fields
 
 
+def _unread(arm: config_lib.ArmConfig) -> set[str]:
+    """Fields of strong augmentation, controls, second stages and ensembles that an arm ignores."""
+    kinds, unread = arm.strong_augment.split("_"), set()
+    if not arm.strong_augment:
+        unread |= {"strong_augment"}
+    if "randaugment" not in kinds:
+        unread |= {"randaugment_ops", "randaugment_magnitude"}
+    if not {"mixup", "cutmix"} & set(kinds):
+        unread |= {"mix_alpha", "mix_probability"}
+    if arm.pool_labels == "own":
+        unread |= {"pool_labels"}
+    if not arm.second_stage:
+        unread |= {"second_stage"}
+    if arm.second_stage not in ("crt", "lws"):
+        unread |= {"second_stage_steps", "second_stage_rate"}
+    if arm.experts == 1:
+        unread |= {"experts", "expert_loss"}
+    return unread
+
+
 def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifacts.Spec:
     keys = {spec.stage: spec.key for spec in inputs}
     # Through JSON, so that a key does not depend on tuple against list.
@@ -142,6 +228,7 @@ def _spec(stage: str, config: dict[str, Any], *inputs: artifacts.Spec) -> artifa
 
 
 def _check_arms(config: config_lib.Config) -> None:
+    preflight.check_detection(config)
     arms = config.classify.arms
     if not arms or not config.classify.seeds:
         raise config_lib.ConfigError("config.classify: takes at least one arm and one seed")
@@ -289,7 +376,8 @@ class Pipeline:
         lines = [
             json.dumps(line)
             for spec in self.specs
-            for line in metrics.read(self.store.folder(spec) / "metrics.jsonl")
+            for part in ("", decoupled.FOLDER)  # of a training with a second stage
+            for line in metrics.read(self.store.folder(spec) / part / "metrics.jsonl")
         ]
         files.write_atomically(
             self.workdir / "metrics.jsonl", "".join(line + "\n" for line in lines), "metrics"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -9,14 +10,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import ArmConfig, AugmentConfig, ClassifierConfig, Config, ConfigError
+from lt_jax.classify import decoupled
+from lt_jax.config import (
+    ArmConfig,
+    AugmentConfig,
+    ClassifierConfig,
+    Config,
+    ConfigError,
+    ExpertsConfig,
+)
 from lt_jax.config.classify import LEARNED
 from lt_jax.data import sources
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
 from lt_jax.mixing import controllers
-from lt_jax.models import classifier, module
+from lt_jax.models import classifier, detector, module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import mesh
 
@@ -32,10 +41,11 @@ class Network:
 
 
 def classifier_of(config: ClassifierConfig, arm: ArmConfig) -> ClassifierConfig:
-    """The network that an arm trains: the recipe's, or another kind where the arm says so."""
-    if arm.network == "default":
-        return config
-    return dataclasses.replace(config, kind=arm.network)
+    """The network that an arm trains: the recipe's, of another kind or of experts if it says so."""
+    kind = config.kind if arm.network == "default" else arm.network
+    if arm.experts > 1:
+        return ExpertsConfig(kind=kind, vit=config.vit, resnet=config.resnet, experts=arm.experts)
+    return dataclasses.replace(config, kind=kind)
 
 
 def vocabulary(config: Config) -> Vocabulary:
@@ -84,13 +94,70 @@ def networks(config: Config, stages: Collection[str], known: Vocabulary) -> dict
         found["extractor"] = _network("extractor.model", model, image, images)
     if "classify" in stages:
         recipe = config.classify
-        for kind in sorted({arm.network for arm in recipe.arms.values()}):
-            arms = [arm for arm in recipe.arms.values() if arm.network == kind]
-            model = classifier.make(classifier_of(recipe.model, arms[0]), classes)
-            runs = len(arms) * len(recipe.seeds)
+        kinds = [(arm.network, arm.experts) for arm in recipe.arms.values()]
+        for kind, experts in sorted(set(kinds)):
+            arm = ArmConfig(network=kind, experts=experts)
+            model = classifier.make(classifier_of(recipe.model, arm), classes)
+            runs = kinds.count((kind, experts)) * len(recipe.seeds)
             images = runs * recipe.steps * recipe.batch_size
-            found[f"classify {kind} x{runs}"] = _network("classify.model", model, image, images)
+            name = f"classify {kind} x{runs}" + (f", {experts} experts" if experts > 1 else "")
+            found[name] = _network("classify.model", model, image, images)
+    if "detect" in stages and config.detect.arms:
+        found |= _detector(config, classes)
     return found
+
+
+def _detector(config: Config, classes: int) -> dict[str, Network]:
+    """The detector, which all arms of detection share."""
+    part = config.detect
+    size, channels = config.data.image_size, config.data.channels
+    image = (jax.ShapeDtypeStruct((1, size, size, channels), np.float32),)
+    try:
+        model = detector.make(part.model, size, classes if part.classes == "label" else 1)
+    except ValueError as error:
+        raise ConfigError(f"config.detect.model: {error}") from error
+    runs = len(part.arms) * len(part.seeds)
+    images = runs * part.steps * part.batch_size
+    return {f"detect x{runs}": _network("detect.model", model, image, images)}
+
+
+def check_detection(config: Config) -> None:
+    """Refuses arms of detection that cannot be, from the config alone."""
+    part = config.detect
+    if not part.arms:
+        return
+    for name, arm in part.arms.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(
+                f"config.detect.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
+            )
+        if arm.data == "mixed" and arm.mix == "share" and arm.share == 0:
+            raise ConfigError(
+                f"config.detect.arms.{name}.share: got 0.0; `mixed` takes a share above 0"
+            )
+        told = config.generator.conditions.boxes != "none" and "boxes" in config.synthesize.given
+        if arm.data != "real" and not told:
+            raise ConfigError(
+                f"config.detect.arms.{name}: trains on synthetic images, whose lesions are where "
+                "the generator was told to put them; set config.generator.conditions.boxes "
+                "(channel, say) and leave boxes among config.synthesize.given"
+            )
+    if not part.seeds or len(set(part.seeds)) < len(part.seeds):
+        raise ConfigError(f"config.detect.seeds: got {part.seeds}; takes seeds that differ")
+    if part.baseline not in part.arms:
+        raise ConfigError(
+            f"config.detect.baseline: got {part.baseline!r}; takes an arm: {', '.join(part.arms)}"
+        )
+
+
+def check_lesions(config: Config) -> None:
+    """Refuses detection on a data set of which no lesion is known."""
+    records = sources.load(config.data).records()
+    if not any(record.boxes or record.masks for record in records):
+        raise ConfigError(
+            f"config.detect.arms: {config.data.source} has neither lesion boxes nor masks; leave "
+            "detection out (config.detect.arms={})"
+        )
 
 
 def check_views(config: Config) -> None:
@@ -116,11 +183,39 @@ def check_views(config: Config) -> None:
 def check_stages(config: Config, stages: Collection[str], known: Vocabulary) -> dict[str, Network]:
     """The networks of the named stages; refuses what these could not do with this data set."""
     found = networks(config, stages, known)
+    if "detect" in stages and config.detect.arms:
+        check_lesions(config)
     if "classify" in stages:
         check_schedules(config, known.num_classes)
     if {"generator", "synthesize"} & set(stages):
         check_synthesis(config, known)
+    if "audit" in stages:
+        check_audit(config)
     return found
+
+
+def check_audit(config: Config) -> None:
+    """Refuses an audit of no noise level, or without the held-out images that it compares with."""
+    parts, data = config.audit.parts, config.data
+    held = {"val": data.split.val, "policy_val": data.split.policy_val}
+    for part, splits in (
+        ("nearness", ("val",)),
+        ("accuracy_score", ("val",)),
+        ("inception", ("val",)),
+        ("membership", ("val", "policy_val")),
+        ("probe", ("val", "policy_val")),
+    ):
+        if part in parts and not data.manifest and not any(held[name] for name in splits):
+            raise ConfigError(
+                f"config.audit.parts: `{part}` compares with held-out images, and the split "
+                f"{' or '.join(splits)} is empty; raise config.data.split.{splits[0]}, or leave "
+                "the part out"
+            )
+    if "membership" in parts and not config.audit.noise_times:
+        raise ConfigError(
+            "config.audit.noise_times: got none, but `membership` measures losses at these times; "
+            "takes one or more in [0, 1]"
+        )
 
 
 def check_synthesis(config: Config, known: Vocabulary) -> None:
@@ -169,6 +264,7 @@ def check_arm(config: Config, name: str) -> None:
         raise ConfigError(f"{where}.share: got 0.0; `{rule}` takes a highest share above 0")
     if rule == "bandit" and len(set(arm.levels)) < max(2, len(arm.levels)):
         raise ConfigError(f"{where}.levels: got {arm.levels}; takes two or more that differ")
+    _check_controls(config, name)
     if rule in LEARNED:
         _check_policy(config, name)
     elif not controllers.learns(arm):
@@ -178,10 +274,50 @@ def check_arm(config: Config, name: str) -> None:
             f"{where}.controller: `{rule}` learns from the split policy_val, which is empty; raise "
             "config.data.split.policy_val, or take a controller that does not learn"
         )
-    if config.classify.rounds > config.classify.steps:
+    steps = config.classify.steps
+    if second := decoupled.of(arm, steps):
+        steps -= second.steps
+    if config.classify.rounds > steps:
         raise ConfigError(
-            f"config.classify.rounds: got {config.classify.rounds} in {config.classify.steps} "
+            f"config.classify.rounds: got {config.classify.rounds} in {steps} "
             f"steps; `{rule}` of the arm {name} takes at least one step a round"
+        )
+
+
+def _check_controls(config: Config, name: str) -> None:
+    """Refuses a control, a second stage or an ensemble that an arm cannot have."""
+    arm, where = config.classify.arms[name], f"config.classify.arms.{name}"
+    if arm.pool_labels == "shuffled" and arm.controller in ("none", "source_replay"):
+        raise ConfigError(
+            f"{where}.pool_labels: got shuffled, but the arm uses no synthetic image; set its "
+            "controller to one that does (fill_to_head, say)"
+        )
+    if arm.expert_loss != "own" and arm.experts < 2:
+        raise ConfigError(
+            f"{where}.experts: got {arm.experts}; `{arm.expert_loss}` is for two or more (3, say)"
+        )
+    if arm.expert_loss != "own" and arm.loss != ArmConfig().loss:
+        raise ConfigError(
+            f"{where}.loss: got {arm.loss}, but `{arm.expert_loss}` is a loss of its own; leave it "
+            f"at {ArmConfig().loss}, or set expert_loss to own"
+        )
+    second = decoupled.of(arm, config.classify.steps)
+    if second is None:
+        return
+    if arm.experts > 1:
+        raise ConfigError(
+            f"{where}.second_stage: got {second.kind} with {arm.experts} experts; takes one network"
+        )
+    if second.kind == "tau_norm":
+        if not config.data.manifest and not config.data.split.val:
+            raise ConfigError(
+                f"{where}.second_stage: tau_norm chooses tau on the split val, which is empty; "
+                "raise config.data.split.val, or take crt or lws"
+            )
+    elif not 0 < second.steps < config.classify.steps:
+        raise ConfigError(
+            f"{where}.second_stage_steps: got {arm.second_stage_steps}, which is {second.steps} of "
+            f"{config.classify.steps} steps; takes a fraction that leaves each stage one or more"
         )
 
 
@@ -228,7 +364,7 @@ def check_schedules(config: Config, num_classes: int) -> None:
 
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:
     """Refuses batch sizes of the named stages that the devices cannot share evenly."""
-    for name in ("generator", "extractor", "synthesize", "classify"):
+    for name in ("generator", "extractor", "synthesize", "audit", "classify", "detect"):
         if name in stages:
             size = getattr(config, name).batch_size
             mesh.check_batch(size, device_mesh, f"config.{name}.batch_size")

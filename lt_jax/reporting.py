@@ -1,5 +1,6 @@
 """Gathers a run's artifacts into the report; the one place where the test split is opened."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from lt_jax import auditing, detection, picturing
 from lt_jax import config as config_lib
-from lt_jax.classify import losses
+from lt_jax.classify import decoupled, losses
 from lt_jax.classify.train import effective_counts
 from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
@@ -17,6 +19,7 @@ from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.pool import GATES, VERDICTS, PoolReader
+from lt_jax.evaluate import detection_page, tables
 from lt_jax.evaluate import report as report_lib
 from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, metrics
@@ -33,7 +36,10 @@ def report(folder: pathlib.Path, context: Context) -> Ledger:
     """
     costs = Ledger()
     clock = Clock(costs)
-    report_lib.write(gather(context, "report"), folder)
+    inputs = gather(context, "report")
+    pictures = picturing.compute(context, inputs)
+    report_lib.write(dataclasses.replace(inputs, pictures=pictures), folder)
+    costs.images += sum(cost.images for cost in pictures.costs.values())
     clock.read()
     return costs
 
@@ -50,6 +56,8 @@ def gather(context: Context, purpose: str) -> report_lib.ReportInputs:
     log = context.workdir / "test_openings.jsonl"
     test_ids, test_labels = manifest.open_test(log, f"{purpose}: {context.command}")
     dataset = dataset_of(config, manifest, test_labels, len(log.read_text().splitlines()))
+    if pool is not None:
+        pool = dataclasses.replace(pool, audit=auditing.gather(context, test_ids, test_labels))
     return report_lib.ReportInputs(
         command=context.command,
         config=config_lib.to_dict(config),
@@ -68,6 +76,7 @@ def gather(context: Context, purpose: str) -> report_lib.ReportInputs:
         ),
         skipped=[str(entry) for entry in manifest.protocol["skipped"]],
         learning=_learning(context.folder("mixing")) if "mixing" in context.specs else None,
+        detection=detection.gather(context, manifest, test_ids),
     )
 
 
@@ -77,6 +86,8 @@ def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:
         artifacts.link(workdir / name, folder / name)
     written = report_lib.read(folder / "report.json")
     print(report_lib.text_table(written))
+    if found := written.get("detection"):
+        print(f"\n{tables.to_text(detection_page.table(found))}")
     print(f"report: {workdir / 'report.html'}")
     openings = written["dataset"]["test_openings"]
     say(f"test labels of this workdir: opened {openings} time(s) when this report was written")
@@ -125,13 +136,13 @@ def arm_of(
     config = context.config.classify
     arm = config.arms[name]
     stages = [f"classify/{name}/seed{seed}" for seed in config.seeds]
-    runs = [_run(stage, arm.loss, context, manifest, test_ids) for stage in stages]
+    runs = [_run(stage, arm, context, manifest, test_ids) for stage in stages]
     mixture = _mixture(context.folder(stages[0]))  # of what is in use, which no seed changes
     in_use, unmet = mixture["in_use"].mean(axis=0), mixture["unmet"].mean(axis=0)
     return report_lib.Arm(
         name=name,
         controller=arm.controller,
-        loss=arm.loss,
+        loss=arm.loss if arm.expert_loss == "own" else arm.expert_loss,
         runs=tuple(runs),
         doses=(in_use / manifest.counts("train")).tolist(),
         unmet=unmet.round().astype(int).tolist(),
@@ -148,7 +159,11 @@ def _mixture(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _run(
-    stage: str, loss: str, context: Context, manifest: SplitManifest, test_ids: tuple[str, ...]
+    stage: str,
+    arm: config_lib.ArmConfig,
+    context: Context,
+    manifest: SplitManifest,
+    test_ids: tuple[str, ...],
 ) -> report_lib.Run:
     path = context.folder(stage) / "predictions.npz"
     predictions = dict(np.load(path))
@@ -173,9 +188,9 @@ def _run(
     return report_lib.Run(
         seed=int(stage.rpartition("seed")[2]),
         test_logits=predictions["test_logits"],
-        log_prior=losses.residual_log_prior(loss, drawn, tau),
+        log_prior=_residual(arm, drawn, tau),
         val_logits=predictions.get("val_logits"),
-        curves=metrics.read(path.parent / "metrics.jsonl"),
+        curves=_curves(path.parent, arm, context.config.classify.steps),
         seconds=ledger.seconds,
         images=ledger.images,
         flops=ledger.flops,
@@ -183,6 +198,25 @@ def _run(
         policy_val_logits=predictions.get("policy_val_logits"),
         shares=mixture["share"],
     )
+
+
+def _curves(folder: pathlib.Path, arm: config_lib.ArmConfig, steps: int) -> list[dict[str, Any]]:
+    """What a run has logged in all its `steps` steps, those of a second stage after the first's."""
+    lines = metrics.read(folder / "metrics.jsonl")
+    if second := decoupled.of(arm, steps):
+        lines += decoupled.curves(folder, steps - second.steps)
+    return lines
+
+
+def _residual(arm: config_lib.ArmConfig, drawn: np.ndarray, tau: float) -> np.ndarray:
+    """Log prior that an arm leaves for a post-hoc adjustment to take away, from its draws [k].
+
+    None where a second stage has drawn classes alike or taken the prior's mark off the weights, nor
+    where experts correct for it together; experts of the arm's own loss leave what that leaves.
+    """
+    if arm.second_stage or arm.expert_loss != "own":
+        return np.zeros(len(drawn))
+    return losses.residual_log_prior(arm.loss, drawn, tau)
 
 
 def _learning(folder: pathlib.Path) -> report_lib.Learning:

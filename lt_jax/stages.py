@@ -14,14 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import policy_learning, preflight, reporting, synthesis
-from lt_jax.classify import contrastive, predict
+from lt_jax import auditing, detection, policy_learning, preflight, reporting, synthesis
+from lt_jax.classify import contrastive, decoupled, history, predict
 from lt_jax.classify import train as classify_train
+from lt_jax.config import ArmConfig
 from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.data import prepare
+from lt_jax.data.batch_mixing import BatchMixing
 from lt_jax.data.images import Images
 from lt_jax.data.pool import PoolReader
+from lt_jax.data.randaugment import RandAugment
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
@@ -35,9 +38,14 @@ from lt_jax.shapes import Params
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
     """Runs one stage in its folder, from where it was left; returns what it has cost."""
     name, *rest = spec.stage.split("/")
+    if name == "audit":
+        return auditing.run(folder, context, rest[0])
     if name == "classify":
         arm, seed = rest
         return _classify(folder, context, arm, int(seed.removeprefix("seed")))
+    if name == "detect":
+        arm, seed = rest
+        return detection.run(folder, context, arm, int(seed.removeprefix("seed")))
     stages: dict[str, Callable[[pathlib.Path, Context], Ledger]] = {
         "prepare": _prepare,
         "generator": _generator,
@@ -137,17 +145,20 @@ def _train_and_predict(
     controller: controllers.Controller,
     splits: tuple[str, ...],
     tags: dict[str, str | int],
+    second: decoupled.SecondStage | None = None,
 ) -> tuple[dict[str, _Outputs], Ledger]:
     """Trains a classifier, saves its parameters, and asks it about each split that has images."""
-    params, costs = classify_train.train(
-        recipe,
-        data,
-        controller,
-        folder=folder,
-        device_mesh=context.mesh,
-        runtime=context.config.runtime,
-        tags=tags,
-    )
+    here: dict[str, Any] = {
+        "folder": folder,
+        "device_mesh": context.mesh,
+        "runtime": context.config.runtime,
+        "tags": tags,
+    }
+    params, costs = classify_train.train(recipe, data, controller, **here)
+    if second is not None:
+        last = history.mixtures(folder, controller, data, recipe.rounds)[-1]
+        params, more = decoupled.finish(second, recipe, data, last, params, **here)
+        costs.add(more)
     return _predict(folder, context, recipe, params, splits, costs), costs
 
 
@@ -176,29 +187,46 @@ def _predict(
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
     config = context.config.classify
     arm = config.arms[arm_name]
+    second = decoupled.of(arm, config.steps)
     recipe = classify_train.Recipe(
         model=preflight.classifier_of(config.model, arm),
         optimizer=config.optimizer,
         augment=config.augment,
         loss=arm.loss,
         tau=config.logit_adjustment,
-        steps=config.steps,
+        steps=config.steps - (second.steps if second else 0),
         rounds=config.rounds,
         batch_size=config.batch_size,
         seed=seed,
+        **_strong(arm),
+        expert_loss=arm.expert_loss,
     )
     controller, data = _mixed_data(context, arm_name, seed)
     tags = {"stage": "classify", "arm": arm_name, "seed": seed}
     splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
-    outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
+    outputs, costs = _train_and_predict(
+        folder, context, recipe, data, controller, splits, tags, second
+    )
     ids = np.array(context.data[0].ids)
     arrays = {}
     for split, output in outputs.items():
         arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
     _save_arrays(folder / "predictions.npz", arrays)
-    mixtures = classify_train.mixtures(folder, controller, data, config.rounds)
+    mixtures = history.mixtures(folder, controller, data, config.rounds)
     _save_mixture(folder / "mixture.json", mixtures)
     return costs
+
+
+def _strong(arm: ArmConfig) -> dict[str, Any]:
+    """The strong augmentation of an arm, as `Recipe` takes it."""
+    kinds = arm.strong_augment.split("_")
+    mixup, cutmix = "mixup" in kinds, "cutmix" in kinds
+    own: dict[str, Any] = {}
+    if "randaugment" in kinds:
+        own["randaugment"] = RandAugment(arm.randaugment_ops, arm.randaugment_magnitude)
+    if mixup or cutmix:
+        own["mixing"] = BatchMixing(mixup, cutmix, arm.mix_alpha, arm.mix_probability)
+    return own
 
 
 def _train_data(context: Context) -> classify_train.TrainData:
@@ -238,16 +266,31 @@ def _mixed_data(
         labels = manifest.labels[chosen]
         extra_rows = [chosen[labels == k] for k in range(len(data.counts))]
         return controller, dataclasses.replace(data, extra=images, extra_rows=extra_rows)
-    rows = [pool.rows(k)[:n] for k, n in enumerate(first.in_use)]
+    slots = [pool.rows(k)[:n] for k, n in enumerate(first.in_use)]
+    rows = shuffled(slots, seed) if arm.pool_labels == "shuffled" else slots
     extra, extra_rows = _pool_images(pool, rows, context)
     soft = None
-    used = np.concatenate(rows)
-    if (pool.columns["label_weight"][used] < 1).any():
-        at = used if extra is not pool else np.arange(len(pool))
+    labelled, used = np.concatenate(slots), np.concatenate(rows)
+    if (pool.columns["label_weight"][labelled] < 1).any():
+        # What is in a slot takes over all of the slot's label.
+        at = labelled
+        if extra is pool:
+            at = np.arange(len(pool))
+            at[used] = labelled
         soft = classify_train.SoftLabels(
             manifest.labels, pool.columns["source_label"][at], pool.columns["label_weight"][at]
         )
     return controller, dataclasses.replace(data, extra=extra, extra_rows=extra_rows, soft=soft)
+
+
+def shuffled(rows: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Rows [n_k] by class, permuted over all classes: each has as many, of whichever class.
+
+    What synthetic images then do for a classifier, they do not do by showing their classes. The
+    permutation depends on the seed and the number of rows alone.
+    """
+    order = np.random.default_rng((seed, 5)).permutation(np.concatenate(rows))
+    return np.split(order, np.cumsum([len(own) for own in rows])[:-1])
 
 
 def _pool_images(

@@ -32,8 +32,11 @@ def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections
         }
         for part in (config.extractor, config.classify):
             part.model.vit.update(vit)
-            part.model.resnet.update(channels=(8,), blocks=(1,))
+            part.model.resnet.update(variant="custom", channels=(8,), blocks=(1,))
         config.classify.update(rounds=2, seeds=(0, 1))
+        config.detect.update(steps=4, looks=2, batch_size=16, seeds=(0, 1))
+        config.detect.model.update(width=8, head_blocks=0)
+        config.detect.model.resnet.update(channels=(8, 8), blocks=(1, 1))
         config.synthesize.update(steps=2, batch_size=16, fill_to=12, min_dose=0.0, max_attempts=1.0)
         config.synthesize.update(repaint_jump=1, repaint_resamples=2)
         # A network of four steps passes no honest gate; this run is about the plumbing.
@@ -42,6 +45,6 @@ def shrink(config: ml_collections.ConfigDict, levels: int = 2) -> ml_collections
         config.mixing.proxy.update(batch_size=8, minibatches=2, hidden=4)
         config.mixing.policy.update(width=4, episodes=4, updates=3, epochs=1, minibatches=1)
         config.mixing.policy.seeds = (0, 1)
-        config.evaluate.update(resamples=100, permutations=100)
+        config.evaluate.update(resamples=100, permutations=100, pictures=())
         config.runtime.update(log_every=2, checkpoint_every=2)
     return config

@@ -16,7 +16,7 @@ def test_defaults_round_trip():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"daat": {}}, r"config\.daat: no such field; config takes classify, data"),
+        ({"daat": {}}, r"config\.daat: no such field; config takes audit, classify, data"),
         (
             {"data": {"split": {"test": 1.5}}},
             r"config\.data\.split\.test: got 1\.5; takes float in \[0\.01, 0\.9\]",

@@ -35,7 +35,9 @@ LAYOUTS = {
 TOLD = {
     "busgen": {"boxes", "device"},
     "busi": {"boxes", "device"},
+    "busi_detect": {"boxes", "device"},
     "phantom": {"boxes", "device"},
+    "phantom_detect": {"boxes", "device"},
     "ham10000_inpaint": {"source"},
 }
 
@@ -47,12 +49,13 @@ def tiny(name="digits"):
     with config.unlocked():
         arms = config.classify.arms.to_dict()
         if name == "digits":
+            config.evaluate.pictures = ("maps", "saliency", "strips")
             kept = ("ce", "synthetic_fill_to_head", "source_replay")
-            config.data.imbalance_factor = 10.0
         else:
             kept = fewest(arms, config.evaluate.baseline)
             config.classify.seeds = (0,)
-            config.data.imbalance_factor = min(config.data.imbalance_factor, MOST_IMBALANCED)
+        most = 10.0 if config.data.source == "digits" else MOST_IMBALANCED
+        config.data.imbalance_factor = min(config.data.imbalance_factor, most)
         config.classify.arms = {name: arms[name] for name in kept}
     return config
 
@@ -97,7 +100,10 @@ def test_every_config_runs_end_to_end(path, tmp_path, finished, root_of):
     report = json.loads((workdir / "report.json").read_text())
     assert report["version"] == 1
     assert {arm["name"] for arm in report["arms"]}
+    detected = report["detection"]
     makes_images = any(arm["controller"] != "none" for arm in report["arms"])
+    makes_images |= detected is not None and len(detected["arms"]) > 1
+    assert (detected is not None) == path.stem.endswith("_detect")
     assert makes_images or path.stem == "ham10000_28"  # which compares networks
     assert (report["pool"]["accepted"] > 0) == makes_images
     assert report["dataset"]["test_openings"] == 1

@@ -16,6 +16,16 @@ of an example, y its label, K classes, and cross-entropy CE(z, y) = -log softmax
     (6) balanced softmax    -log(n_y exp z_y / sum_k n_k exp z_k)   (Ren et al. 2020, equation 3)
     (7) logit adjustment    CE(z + tau log pi, y), pi_k = n_k / sum n
                             (Menon et al. 2021, equation 10)
+    (8) LADE                (6), and 0.1 times a regulariser of the batch, the same for each of its
+                            examples: sum_c pi_c (-mean_(y_i = c) z_ic + R_c + 0.1 R_c^2) with
+                            R_c = log mean_i (e^(z_ic) / (K pi_(y_i)))
+                            (Hong et al. 2021, arXiv:2012.00321, equations 7 to 9)
+
+By (8), z_c nears log p(x | c) / p(x), p(x) over classes that are alike: the variational bound of
+Donsker and Varadhan, one a class. Classes that a batch lacks are left out of it, which in the
+authors' code have only the second term and are thus pushed down. What LADE does at test, the PC
+softmax z + log(target prior), adds nothing on a balanced test; for a cross-entropy network it is
+the post-hoc adjustment that every report makes (`residual_log_prior`).
 
 Weights have mean 1 over the classes that have images. A class without any has weight 0, and a
 prior small but not zero, so that every loss is finite.
@@ -39,6 +49,8 @@ PerExample = Float[Array, "b"]
 
 BETA = 0.9999  # of equation (3)
 MIN_COUNT = 1e-6  # in the logarithm of a prior, for a class without images
+LADE_WEIGHT = 0.1  # of the regulariser of equation (8)
+LADE_LAMBDA = 0.1  # of its square
 
 
 @runtime_checkable
@@ -118,8 +130,25 @@ def logit_adjusted(
     logits: Logits, labels: Labels, counts: Counts, progress: Scalar, *, tau: float = 1.0
 ) -> PerExample:
     """Equation (7); tau = 0 is cross-entropy, tau = 1 balanced softmax."""
-    log_prior = jnp.log(jnp.maximum(counts, MIN_COUNT)) - jnp.log(counts.sum())
-    return cross_entropy(logits + tau * log_prior[None, :], labels, counts, progress)
+    return cross_entropy(logits + tau * log_prior(counts)[None, :], labels, counts, progress)
+
+
+def log_prior(counts: Counts) -> Counts:
+    """log pi."""
+    return jnp.log(jnp.maximum(counts, MIN_COUNT)) - jnp.log(counts.sum())
+
+
+def lade(logits: Logits, labels: Labels, counts: Counts, progress: Scalar) -> PerExample:
+    """Equation (8). An example's loss depends on its batch, whose global mean is taken."""
+    own = jax.nn.one_hot(labels, logits.shape[-1])
+    number = own.sum(axis=0)
+    prior = log_prior(counts)
+    log_weight = -jnp.log((counts > 0).sum()) - prior[labels]
+    bound = jax.nn.logsumexp(logits + log_weight[:, None], axis=0) - math.log(len(labels))
+    mean = (own * logits).sum(axis=0) / jnp.maximum(number, 1)
+    terms = jnp.exp(prior) * (bound - mean + LADE_LAMBDA * jnp.square(bound))
+    regulariser = jnp.where(number > 0, terms, 0.0).sum()
+    return balanced_softmax(logits, labels, counts, progress) + LADE_WEIGHT * regulariser
 
 
 LOSSES = {
@@ -130,6 +159,7 @@ LOSSES = {
     "ldam_drw": ldam,
     "balanced_softmax": balanced_softmax,
     "logit_adjusted": logit_adjusted,
+    "lade": lade,
 }
 
 
@@ -154,9 +184,10 @@ def residual_log_prior(
     At the loss's minimiser over the population, softmax(z - residual) is proportional to p(x | y):
     what a post-hoc adjustment has to subtract, no more. With v_k the loss's class weights, that is
     log(pi_k v_k): log pi for cross-entropy, nothing for inverse weights, and for (3) next to
-    nothing while n_k is far below 1 / (1 - beta). Logit adjustment leaves (1 - tau) log pi. Two
-    losses have no closed form: focal is taken as cross-entropy, whose order of the classes
-    its minimiser shares; LDAM by its weights late in training, its margins left out.
+    nothing while n_k is far below 1 / (1 - beta). Balanced softmax and LADE leave nothing, logit
+    adjustment (1 - tau) log pi. Two losses have no closed form: focal is taken as
+    cross-entropy, whose order of the classes its minimiser shares; LDAM by its weights late in
+    training, its margins left out.
 
     Args:
       name: of the loss, as `make` takes it.
@@ -171,15 +202,15 @@ def residual_log_prior(
     """
     make(name, tau)
     n = np.maximum(np.asarray(counts, np.float64), MIN_COUNT)
-    log_prior = np.log(n / n.sum())
-    if name in ("balanced_softmax", "inverse_weighted"):
-        return np.zeros_like(log_prior)
+    log_pi = np.log(n / n.sum())
+    if name in ("balanced_softmax", "inverse_weighted", "lade"):
+        return np.zeros_like(log_pi)
     if name == "logit_adjusted":
-        return (1 - tau) * log_prior
+        return (1 - tau) * log_pi
     if name in ("effective_number", "ldam_drw"):
-        weighted = log_prior - np.log(-np.expm1(n * math.log(BETA)))
+        weighted = log_pi - np.log(-np.expm1(n * math.log(BETA)))
         return weighted - scipy.special.logsumexp(weighted)
-    return log_prior
+    return log_pi
 
 
 def effective_number_weights(counts: Counts, beta: float) -> Counts:

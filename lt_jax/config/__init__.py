@@ -11,6 +11,7 @@ from typing import Any
 
 import ml_collections
 
+from lt_jax.config.audit import AuditConfig as AuditConfig
 from lt_jax.config.classify import ArmConfig as ArmConfig
 from lt_jax.config.classify import ClassifyConfig as ClassifyConfig
 from lt_jax.config.classify import ContrastiveConfig as ContrastiveConfig
@@ -18,6 +19,11 @@ from lt_jax.config.classify import ExtractorConfig as ExtractorConfig
 from lt_jax.config.data import AugmentConfig as AugmentConfig
 from lt_jax.config.data import DataConfig as DataConfig
 from lt_jax.config.data import SplitConfig as SplitConfig
+from lt_jax.config.detect import AssignConfig as AssignConfig
+from lt_jax.config.detect import DecodeConfig as DecodeConfig
+from lt_jax.config.detect import DetectArmConfig as DetectArmConfig
+from lt_jax.config.detect import DetectConfig as DetectConfig
+from lt_jax.config.detect import DetectorConfig as DetectorConfig
 from lt_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from lt_jax.config.fields import ConfigError as ConfigError
 from lt_jax.config.fields import FrozenDict as FrozenDict
@@ -35,6 +41,7 @@ from lt_jax.config.mixing import PolicyConfig as PolicyConfig
 from lt_jax.config.mixing import ProxyConfig as ProxyConfig
 from lt_jax.config.mixing import RewardConfig as RewardConfig
 from lt_jax.config.networks import ClassifierConfig as ClassifierConfig
+from lt_jax.config.networks import ExpertsConfig as ExpertsConfig
 from lt_jax.config.networks import OptimizerConfig as OptimizerConfig
 from lt_jax.config.networks import ResNetConfig as ResNetConfig
 from lt_jax.config.networks import UNetConfig as UNetConfig
@@ -64,8 +71,10 @@ class Config:
     generator: GeneratorConfig = GeneratorConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     synthesize: SynthesizeConfig = SynthesizeConfig()
+    audit: AuditConfig = AuditConfig()
     mixing: MixingConfig = MixingConfig()
     classify: ClassifyConfig = ClassifyConfig()
+    detect: DetectConfig = DetectConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
@@ -73,6 +82,12 @@ class Config:
 def arms(**fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arms by name for `config.classify.arms`; fields left out keep the defaults of `ArmConfig`."""
     default = to_dict(ArmConfig())
+    return {name: {**default, **values} for name, values in fields.items()}
+
+
+def detect_arms(**fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arms by name for `config.detect.arms`; fields left out keep those of `DetectArmConfig`."""
+    default = to_dict(DetectArmConfig())
     return {name: {**default, **values} for name, values in fields.items()}
 
 

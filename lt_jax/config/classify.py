@@ -10,6 +10,17 @@ from lt_jax.config.networks import ClassifierConfig, OptimizerConfig
 # Rules that the stage mixing learns: a policy that acts, its schedule, and that of random search.
 LEARNED = ("policy", "policy_schedule", "random_search")
 
+# Strong augmentation on device: RandAugment of each image, then images mixed with each other.
+STRONG = (
+    "randaugment",
+    "mixup",
+    "cutmix",
+    "mixup_cutmix",
+    "randaugment_mixup",
+    "randaugment_cutmix",
+    "randaugment_mixup_cutmix",
+)
+
 # What decides by itself how much of each class is synthetic.
 RULES = (
     "uniform",
@@ -50,6 +61,7 @@ class ExtractorConfig:
         "focal",
         "ldam_drw",
         "logit_adjusted",
+        "lade",
     )
     sampler: str = choice("instance", "balanced", "square_root")
     steps: int = bounded(400, 1)
@@ -59,7 +71,10 @@ class ExtractorConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArmConfig:
-    """A way to train the classifier: loss, sampler, controller, network."""
+    """A way to train the classifier: loss, sampler, controller, network, and what it controls for.
+
+    What costs more of one thing has less of another: a second stage has its steps from the first's.
+    """
 
     loss: str = choice(
         "cross_entropy",
@@ -69,6 +84,7 @@ class ArmConfig:
         "focal",
         "ldam_drw",
         "logit_adjusted",
+        "lade",
     )
     sampler: str = choice("instance", "balanced", "square_root")
     controller: str = choice("none", *RULES, "source_replay", "shuffled")
@@ -80,6 +96,17 @@ class ArmConfig:
     levels: tuple[float, ...] = bounded((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 0.999)  # `bandit`
     schedule: str = ""  # `schedule`: its JSON file, such as mixture.json of a finished arm
     network: str = choice("default", "vit", "resnet")
+    strong_augment: str = choice("", *STRONG)  # besides config.classify.augment; with both: a coin
+    randaugment_ops: int = bounded(2, 1, 16)  # n, of each image
+    randaugment_magnitude: float = bounded(9.0, 0.0, 30.0)  # m, of 30
+    mix_alpha: float = bounded(1.0, 0.001, 100.0)  # mixup, CutMix: weight ~ Beta(alpha, alpha)
+    mix_probability: float = bounded(1.0, 0.0, 1.0)  # of an image being mixed at all
+    pool_labels: str = choice("own", "shuffled")  # shuffled: among the synthetic images in use
+    second_stage: str = choice("", "crt", "tau_norm", "lws")  # of the head alone
+    second_stage_steps: float = bounded(0.1, 0.001, 0.9)  # `crt`, `lws`: of config.classify.steps
+    second_stage_rate: float = bounded(1.0, 0.0, 1000.0)  # `crt`, `lws`: times the learning rate
+    experts: int = bounded(1, 1, 16)  # with one trunk; their mean logits are the answer
+    expert_loss: str = choice("own", "balpoe", "ncl")  # own: `loss`, of each expert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from lt_jax.config.fields import bounded, choice
+from lt_jax.config.fields import bounded, choice, each_of
+
+PICTURES = ("maps", "saliency", "strips")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,5 +17,14 @@ class EvaluateConfig:
     group_by: str = choice("counts", "thirds")  # thirds: equal numbers of classes, by count
     resamples: int = bounded(2000, 100, 1_000_000)
     permutations: int = bounded(2000, 100, 1_000_000)
+    interval: str = choice("percentile", "bca")  # of the bootstrap, see lt_jax.evaluate.intervals
     ece_bins: int = bounded(15, 2, 1000)
+    specificity: float = bounded(0.9, 0.0, 1.0)  # at which sensitivity is read off the ROC curve
+    positive: str = ""  # the positive class of two; empty: the second
+    mcnemar: str = choice("mid_p", "exact", "chi2")  # chi2: with Edwards' continuity correction
+    # A group with images of several classes has no label as a whole: at group level it is left out
+    # and counted, or an error that names it.
+    mixed_groups: str = choice("leave_out", "error")
+    # What the report's stage asks networks for: maps of features, saliency, denoising strips.
+    pictures: tuple[str, ...] = each_of(PICTURES, *PICTURES)
     seed: int = bounded(0, 0)

@@ -56,9 +56,15 @@ class ViTConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """Pre-activation-free basic-block residual network with GroupNorm."""
+    """Pre-activation-free basic-block residual network with GroupNorm.
 
-    channels: tuple[int, ...] = bounded((16, 32, 64), 1, 4096)
+    A variant sets channels, blocks and shortcuts: resnet32 is that of CIFAR, with shortcuts that
+    have no parameters, resnet18 that of ImageNet.
+    """
+
+    variant: str = choice("custom", "resnet32", "resnet18")
+    stem: str = choice("3x3", "7x7", "auto")  # 7x7: stride 2, then pooling; auto: from 128 px on
+    channels: tuple[int, ...] = bounded((16, 32, 64), 1, 4096)  # read where variant is custom
     blocks: tuple[int, ...] = bounded((2, 2, 2), 1, 64)
     dtype: str = choice("float32", "bfloat16")
 
@@ -70,3 +76,10 @@ class ClassifierConfig:
     kind: str = choice("vit", "resnet")
     vit: ViTConfig = ViTConfig()
     resnet: ResNetConfig = ResNetConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertsConfig(ClassifierConfig):
+    """Several experts on one trunk. It is made of an arm's `experts`; no config file holds it."""
+
+    experts: int = bounded(2, 2, 16)

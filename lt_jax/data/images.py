@@ -225,6 +225,27 @@ class ArrayImages:
         return np.asarray(self._array[indices])
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Withheld:
+    """A store of which some rows are zeros: those whose split has not been opened.
+
+    Attributes:
+      store: all rows.
+      shown: of each row [n], whether it is given out.
+    """
+
+    store: Images
+    shown: Bool[np.ndarray, "n"]
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.store)
+
+    def __getitem__(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
+        """The images of these rows, zeros for those that are withheld."""
+        return self.store[indices] * self.shown[indices].astype(np.uint8)[:, None, None, None]
+
+
 @dataclasses.dataclass(frozen=True)
 class FileImages:
     """Images decoded each time they are read; the loader's workers give the parallelism."""

@@ -140,14 +140,21 @@ class SplitManifest:
         }
 
     def without_test_labels(self) -> "SplitManifest":
-        """The same manifest, of the same sha256, with -1 for every test label.
+        """The same manifest, of the same sha256, with -1 for every test label, no box and no mask.
 
-        Lesion boxes of test rows stay; ids and locators of some sources spell the class, and are
-        there to find files by.
+        Lesions are labels, too: of where, and of whether there is one. Ids and image locators of
+        some sources spell the class, and are there to find files by.
         """
         labels = self.labels.copy()
         labels[self.rows("test")] = LOCKED
-        return dataclasses.replace(self, labels=labels)
+        seen = [split != "test" for split in self.splits]
+
+        def of_others(column: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(held if shown else () for held, shown in zip(column, seen, strict=True))
+
+        return dataclasses.replace(
+            self, labels=labels, masks=of_others(self.masks), boxes=of_others(self.boxes)
+        )
 
     def open_test(self, log: Path, reason: str) -> tuple[tuple[str, ...], Int[np.ndarray, "m"]]:
         """Ids and labels of the test split, once the opening is on record.

@@ -7,7 +7,7 @@ dash, so that no chart rests on colour alone.
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,27 +26,39 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = "osD^vPX*<>"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (4, 1, 1, 1)))
 GREY = "#666666"
+CHART_COLOURS = 4096  # with antialiased edges; a photograph has more
 
 Curve = tuple[Int[np.ndarray, "s"], Float[np.ndarray, "m s"]]
 Measured = tuple[Float[np.ndarray, "2 k"], Float[np.ndarray, "2 k"]]
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(
+    height: float, width: float = WIDTH, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
     """An empty figure of a size in inches, laid out so that nothing overlaps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as MatplotlibFigure
 
-    figure = MatplotlibFigure(
-        figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white"
-    )
+    figure = MatplotlibFigure(figsize=(width, height), dpi=DPI, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a PNG and frees the figure."""
+    """Writes a PNG and frees the figure.
+
+    A chart has few colours, and is stored with a palette of 256; photographs keep theirs.
+    """
+    from PIL import Image
+
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    chart = image.getcolors(CHART_COLOURS) is not None
+    if chart:
+        image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     with files.whole_file(path, "a figure") as stream:
-        figure.savefig(stream, format="png", metadata={"Software": None})
+        image.save(stream, format="png", optimize=chart)  # of photographs it gains nothing
     figure.clear()
 
 

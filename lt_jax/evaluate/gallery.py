@@ -3,23 +3,21 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 
-from lt_jax.evaluate import figures
+from lt_jax.evaluate import figures, tiles
 from lt_jax.evaluate.inputs import Pair, Source
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
-else:
-    Figure = SubFigure = object
+from lt_jax.evaluate.picture import Numbers, numbers
 
 ImageSet = UInt8[np.ndarray, "_ h w c"]
 
 COLUMNS = 6
-TILE = 0.8  # inches
+TILE = 0.76  # inches
+PITCH = (figures.WIDTH - 2 * tiles.MARGIN) / COLUMNS
+LINE = 0.125  # of a caption
+HEAD = 0.28  # of a part's title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ def side_by_side(
     scores: Sequence[float],
     sources: Sequence[Source | None] = (),
     rows: int = 2,
-) -> Figure:
+) -> figures.Figure:
     """Real train images of a class above accepted synthetic ones with their scores.
 
     Args:
@@ -59,6 +57,22 @@ def side_by_side(
     if any(sources):
         part = _pairs(name, synthetic, shown, sources)
     return _stack([Part(f"{name}: real, train", list(real), [""] * len(real)), part], rows)
+
+
+def side_by_side_numbers(
+    real: ImageSet,
+    synthetic: ImageSet,
+    scores: Sequence[float],
+    sources: Sequence[Source | None] = (),
+) -> Numbers:
+    """The numbers of `side_by_side`; a source is told by the class that it is of."""
+    of = [*sources, *[None] * (len(synthetic) - len(sources))]
+    rows = [("real, train", i + 1, None, "") for i in range(len(real))]
+    rows += [
+        ("synthetic, accepted", i + 1, score, "" if source is None else source.label)
+        for i, (score, source) in enumerate(zip(scores, of, strict=True))
+    ]
+    return numbers(("kind", "image", "score", "made from a real image of"), rows)
 
 
 def _pairs(
@@ -83,17 +97,17 @@ def _two_lines(
     captions: Sequence[str],
 ) -> Part:
     """Lines of images and below each the line that belongs to it; captions are of the upper."""
-    tiles: list[np.ndarray | None] = []
+    stacked: list[np.ndarray | None] = []
     shown: list[str] = []
     for start in range(0, len(below), COLUMNS):
         line = slice(start, start + COLUMNS)
         missing = COLUMNS - len(below[line])
-        tiles += [*above[line], *[None] * missing, *below[line], *[None] * missing]
+        stacked += [*above[line], *[None] * missing, *below[line], *[None] * missing]
         shown += [*captions[line], *[""] * (missing + COLUMNS)]
-    return Part(title, tiles, shown, tiers=2)
+    return Part(title, stacked, shown, tiers=2)
 
 
-def closest(title: str, pairs: Sequence[Pair], rows: int = 2) -> Figure:
+def closest(title: str, pairs: Sequence[Pair], rows: int = 2) -> figures.Figure:
     """Train images, and below each the synthetic one that is most like it, with likenesses.
 
     Args:
@@ -111,6 +125,15 @@ def closest(title: str, pairs: Sequence[Pair], rows: int = 2) -> Figure:
     return _stack([_two_lines(title, above, below, captions)], rows)
 
 
+def closest_numbers(pairs: Sequence[Pair]) -> Numbers:
+    """The numbers of `closest`."""
+    rows = [
+        (i + 1, pair.label, pair.nearest.label, pair.ms_ssim, pair.cosine)
+        for i, pair in enumerate(pairs)
+    ]
+    return numbers(("pair", "class", "class of the train image", "ms_ssim", "cosine"), rows)
+
+
 def _origin(source: Source | None, name: str, word: str = "from") -> str:
     """The class of a source where it is another one, in lines no wider than a tile."""
     if source is None or source.label == name:
@@ -121,43 +144,56 @@ def _origin(source: Source | None, name: str, word: str = "from") -> str:
 
 def rejected(
     name: str, images: ImageSet, scores: Sequence[float], reasons: Sequence[str], rows: int = 2
-) -> Figure:
+) -> figures.Figure:
     """Rejected synthetic images of a class, each with its reason and score."""
     shown = [f"{why}\n{score:.2f}" for why, score in zip(reasons, scores, strict=True)]
     return _stack([Part(f"{name}: synthetic, rejected (reason, score)", list(images), shown)], rows)
 
 
-def _stack(parts: Sequence[Part], rows: int) -> Figure:
+def rejected_numbers(scores: Sequence[float], reasons: Sequence[str]) -> Numbers:
+    """The numbers of `rejected`."""
+    pairs = zip(reasons, scores, strict=True)
+    rows = [(i + 1, reason, score) for i, (reason, score) in enumerate(pairs)]
+    return numbers(("image", "reason", "score"), rows)
+
+
+def _stack(parts: Sequence[Part], rows: int) -> figures.Figure:
     for part in parts:
         if len(part.images) != len(part.captions):
             raise ValueError(
                 f"{part.title}: {len(part.images)} images with {len(part.captions)} scores"
             )
     tall = [min(rows * part.tiers, -(-len(part.images) // COLUMNS)) for part in parts]
-    lines = [1 + max((c.count("\n") + bool(c) for c in part.captions), default=0) for part in parts]
+    lines = [max((c.count("\n") + bool(c) for c in part.captions), default=0) for part in parts]
+    # Captions are of the upper row of each tier alone.
     heights = [
-        (0.35 if t else 0.55) + t * TILE + t / part.tiers * 0.14 * line
+        HEAD + (t * (TILE + 0.05) + -(-t // part.tiers) * line * LINE + 0.08 if t else 0.25)
         for t, line, part in zip(tall, lines, parts, strict=True)
     ]
-    figure = figures.new_figure(sum(heights))
-    boxes = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for box, count, part in zip(boxes, tall, parts, strict=True):
-        _grid(box, part, count)
-    return figure
+    sheet = tiles.Sheet(sum(heights))
+    top = 0.0
+    for part, count, line, height in zip(parts, tall, lines, heights, strict=True):
+        _grid(sheet, part, count, line, top)
+        top += height
+    return sheet.figure
 
 
-def _grid(box: SubFigure, part: Part, rows: int) -> None:
-    box.suptitle(part.title, fontsize=10, x=0.01, ha="left")
+def _grid(sheet: tiles.Sheet, part: Part, rows: int, lines: int, top: float) -> None:
+    sheet.text(part.title, tiles.MARGIN, top + 0.06, 10)
+    y = top + HEAD
     if rows == 0:
-        box.text(0.02, 0.1, "none", fontsize=9, color=figures.GREY)
+        sheet.text("none", tiles.MARGIN, y, 9, color=figures.GREY)
         return
-    grid = box.subplots(rows, COLUMNS, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, image, caption in zip(grid, part.images, part.captions, strict=False):
-        if image is not None:
-            # A single channel is grey; nearest, so that the pixels are those of the image.
-            picture = image[..., 0] if image.shape[-1] == 1 else image
-            axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        if caption:
-            axes.set_title(caption, fontsize=7.5, pad=2)
+    for row in range(rows):
+        if row % part.tiers == 0:
+            y += lines * LINE
+        line = slice(row * COLUMNS, (row + 1) * COLUMNS)
+        for i, (image, caption) in enumerate(
+            zip(part.images[line], part.captions[line], strict=True)
+        ):
+            x = tiles.MARGIN + i * PITCH
+            if image is not None:
+                sheet.image(image, x, y, TILE)
+            if caption:
+                sheet.text(caption, x, y - 0.02, 7.5, va="bottom", linespacing=1.1)
+        y += TILE + 0.05

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate.detection import Detection
+from lt_jax.evaluate.explained import Pictures
 from lt_jax.evaluate.fidelity import MEASURES
 
 GROUPS = ("head", "medium", "tail")
@@ -19,8 +21,9 @@ ENVIRONMENT = ("python", "jax", "jaxlib", "flax", "device", "device_count")
 class Run:
     """One training of one arm.
 
-    test_logits: [n, k]. log_prior: [k] log of the label distribution that its loss did not already
-    correct for; zeros for balanced softmax. val_logits: [v, k] or None. curves: rows such as
+    test_logits: [n, k]. log_prior: [k], or [n, k] of each test image where folds are one run: log
+    of the label distribution that its loss did not already correct for; zeros for balanced
+    softmax. val_logits: [v, k] or None. curves: rows such as
     {"step": 50, "loss": 1.2, "val_balanced_accuracy": 0.4}, any value of which may be missing.
     seconds, images (seen in training), flops: its cost; flops is None where unknown. data_wait:
     those of the seconds in which the loop waited for a batch, or None where unknown.
@@ -30,7 +33,7 @@ class Run:
 
     seed: int
     test_logits: Float[np.ndarray, "n k"]
-    log_prior: Float[np.ndarray, "k"]
+    log_prior: Float[np.ndarray, "*n k"]
     val_logits: Float[np.ndarray, "v k"] | None = None
     curves: Sequence[Mapping[str, Any]] = ()
     seconds: float = 0.0
@@ -88,7 +91,8 @@ class Pool:
     """Counts of the pool. per_class: a mapping a class, with "class", "generated", "accepted" and
     any further counts, such as the rejections by reason. fidelity: what `fidelity.report` returns,
     and "class_names"; None where it was not measured. memorization: what
-    `lt_jax.selection.audit.audit` returns; None where there was no such gate."""
+    `lt_jax.selection.audit.audit` returns; None where there was no such gate. audit: by part what
+    the stage audit has found (`lt_jax.auditing.gather`); None where there was none."""
 
     generated: int
     accepted: int
@@ -96,6 +100,7 @@ class Pool:
     per_class: Sequence[Mapping[str, Any]] = ()
     fidelity: Mapping[str, Any] | None = None
     memorization: Mapping[str, Any] | None = None
+    audit: Mapping[str, Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +175,8 @@ class ReportInputs:
     tau: strength of the post-hoc logit adjustment. costs: stages that arms rely on.
     skipped: images left out because they could not be read, each described.
     learning: of the stage mixing; None where no arm needed it.
+    detection: of the stage detect; None where there are no arms of it.
+    pictures: what networks show of themselves; None where they were not asked.
     """
 
     command: str
@@ -184,6 +191,8 @@ class ReportInputs:
     costs: tuple[StageCost, ...] = ()
     skipped: Sequence[str] = ()
     learning: Learning | None = None
+    detection: Detection | None = None
+    pictures: Pictures | None = None
 
     def __post_init__(self) -> None:
         """Checks that the parts fit, so that no figure is drawn before a mistake is found."""
@@ -237,8 +246,10 @@ def _check_arm(arm: Arm, data: Dataset) -> None:
         where = f"arm {arm.name!r}, seed {run.seed}"
         if run.test_logits.shape != (n, k):
             raise ValueError(f"{where}: test logits {run.test_logits.shape}; takes {(n, k)}")
-        if run.log_prior.shape != (k,):
-            raise ValueError(f"{where}: log_prior {run.log_prior.shape} for {k} classes")
+        if run.log_prior.shape not in ((k,), (n, k)):
+            raise ValueError(
+                f"{where}: log_prior {run.log_prior.shape}; takes {(k,)}, or {(n, k)} by image"
+            )
         for split, labels, logits in (
             ("val", data.val_labels, run.val_logits),
             ("policy_val", data.policy_val_labels, run.policy_val_logits),

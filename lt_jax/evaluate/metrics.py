@@ -6,8 +6,12 @@ and is NaN itself where no class is left. A class that is labelled but never pre
 recall and F1 of zero. Classes that are predicted but not labelled stay out of macro-F1's average,
 while the images lost to them lower the recall of the classes they came from.
 
-Everything but ECE and the ranking areas is a function of three counts per class (true positives,
-predictions, labels), which is also what a bootstrap resample changes: see `resampling`.
+Everything but ECE, the Brier score and the ranking figures is a function of three counts per class
+(true positives, predictions, labels), which is also what a bootstrap resample changes: see `sums`.
+
+The Brier score is Brier's own (1950), the sum over classes of the squared error,
+  mean_i sum_c (p_ic - [y_i = c])^2  in [0, 2],
+which for two classes is twice the form that counts the positive class alone. Log loss is in nats.
 """
 
 import dataclasses
@@ -29,9 +33,15 @@ METRICS = (
     "recall_head",
     "recall_medium",
     "recall_tail",
+    "brier",
+    "log_loss",
+    "sensitivity_at_specificity",
 )
+PER_CLASS = ("auroc", "auprc", "sensitivity", "sensitivity_at_specificity")
 PRIMARY = "balanced_accuracy"  # the metric that the report speaks of first
-LOWER_IS_BETTER = frozenset({"ece"})
+LOWER_IS_BETTER = frozenset({"ece", "brier", "log_loss"})
+LEAST_PROBABILITY = 1e-12  # in a logarithm, so that one sure mistake costs 28 nats and not all
+SPECIFICITY = 0.9  # at which sensitivity is read off the ROC curve, unless told otherwise
 
 Probabilities = Float[np.ndarray, "*m n k"]
 PerRun = Float[np.ndarray, "*m"]
@@ -58,20 +68,20 @@ def softmax(logits: Probabilities, where: str = "logits") -> Probabilities:
 
 
 def logit_adjust(
-    logits: Probabilities, log_prior: Float[np.ndarray, "k"], tau: float
+    logits: Probabilities, log_prior: Float[np.ndarray, "*n k"], tau: float
 ) -> Probabilities:
     """Post-hoc logit adjustment, f_y(x) - tau log pi_y (Menon et al., ICLR 2021, equation 9).
 
     Args:
       logits: any leading axes, classes last.
-      log_prior: log pi, the label distribution that training saw and its loss did not correct.
+      log_prior: log pi [k], the label distribution that training saw and its loss did not correct;
+        or one for each image [n k].
       tau: strength; 1 is Bayes-consistent for the balanced error, 0 changes nothing.
     """
     if not np.isfinite(log_prior).all():
-        empty = np.flatnonzero(~np.isfinite(log_prior)).tolist()
+        empty = np.unique(np.argwhere(~np.isfinite(log_prior))[:, -1]).tolist()
         raise ValueError(f"log_prior of classes {empty} is not finite: no train images there?")
-    shape = (1,) * (logits.ndim - 1) + (-1,)
-    return logits - tau * log_prior.reshape(shape)
+    return logits - tau * np.broadcast_to(log_prior, logits.shape)
 
 
 def absent_classes(labels: Int[np.ndarray, "n"], k: int) -> list[int]:
@@ -153,24 +163,6 @@ def balanced_accuracy(probabilities: Probabilities, labels: Int[np.ndarray, "n"]
     return mean_defined(recall_per_class(probabilities, labels))
 
 
-def ranking_per_class(
-    probabilities: Probabilities, labels: Int[np.ndarray, "n"]
-) -> tuple[PerClass, PerClass]:
-    """One-vs-rest AUROC and average precision of every class, NaN where undefined."""
-    _check(probabilities, labels)
-    k = probabilities.shape[-1]
-    support = np.bincount(labels, minlength=k).astype(np.float64)[:, None]
-    shared = np.zeros(len(labels), int)  # one column: all images weigh one
-    auroc, auprc = [], []
-    for scores in probabilities.reshape(-1, *probabilities.shape[-2:]):
-        rows = ranking.rank_rows(scores, labels, shared, 1)
-        both = ranking.areas(rows.matrix @ np.ones((1, 1)), rows.starts, support)
-        auroc.append(both[0][:, 0])
-        auprc.append(both[1][:, 0])
-    shape = (*probabilities.shape[:-2], k)
-    return np.reshape(auroc, shape), np.reshape(auprc, shape)
-
-
 def confidence_gaps(
     probabilities: Probabilities, labels: Int[np.ndarray, "n"], bins: int
 ) -> tuple[Int[np.ndarray, "*m n"], Float[np.ndarray, "*m n"]]:
@@ -196,11 +188,76 @@ def ece(probabilities: Probabilities, labels: Int[np.ndarray, "n"], bins: int = 
     return np.asarray(np.abs((member * gap[..., None]).sum(axis=-2)).sum(axis=-1) / len(labels))
 
 
+def brier_per_image(
+    probabilities: Probabilities, labels: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "*m n"]:
+    """Each image's sum over classes of squared errors, in [0, 2]."""
+    _check(probabilities, labels)
+    k = probabilities.shape[-1]
+    truth = np.eye(k)[labels].reshape((1,) * (probabilities.ndim - 2) + (-1, k))
+    return np.asarray(((probabilities - truth) ** 2).sum(axis=-1))
+
+
+def brier(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
+    """Brier score, summed over classes, in [0, 2]; lower is better."""
+    return np.asarray(brier_per_image(probabilities, labels).mean(axis=-1))
+
+
+def nats(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> Float[np.ndarray, "*m n"]:
+    """Each image's -log p of its class, at most -log LEAST_PROBABILITY."""
+    _check(probabilities, labels)
+    own = probabilities[..., np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.maximum(own, LEAST_PROBABILITY)))
+
+
+def log_loss(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> PerRun:
+    """Mean cross-entropy in nats; lower is better."""
+    return np.asarray(nats(probabilities, labels).mean(axis=-1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What all metrics are made of, of one run or resample, or of several along leading axes.
+
+    auroc, auprc, sensitivity: one-vs-rest of every class, see `ranking`; sensitivity is the one at
+    a fixed specificity.
+    """
+
+    counts: Counts
+    auroc: PerClass
+    auprc: PerClass
+    sensitivity: PerClass
+    ece: PerRun
+    brier: PerRun
+    log_loss: PerRun
+
+
+def parts(
+    probabilities: Probabilities,
+    labels: Int[np.ndarray, "n"],
+    bins: int = 15,
+    specificity: float = SPECIFICITY,
+) -> Parts:
+    """The parts of all metrics, from probabilities [n, k], or [m, n, k] over seeds."""
+    counts = count(probabilities, labels)
+    auroc, auprc, sensitivity = ranking.per_class(probabilities, labels, specificity)
+    return Parts(
+        counts,
+        auroc,
+        auprc,
+        sensitivity,
+        ece(probabilities, labels, bins),
+        brier(probabilities, labels),
+        log_loss(probabilities, labels),
+    )
+
+
 def evaluate(
     probabilities: Probabilities,
     labels: Int[np.ndarray, "n"],
     class_groups: Mapping[str, Sequence[int]],
     bins: int = 15,
+    specificity: float = SPECIFICITY,
 ) -> dict[str, PerRun]:
     """All of METRICS by name.
 
@@ -209,29 +266,34 @@ def evaluate(
       labels: class indices.
       class_groups: class indices of "head", "medium" and "tail"; an empty group's recall is NaN.
       bins: confidence bins of ECE.
+      specificity: of `sensitivity_at_specificity`, in [0, 1].
     """
-    auroc, auprc = ranking_per_class(probabilities, labels)
-    counts = count(probabilities, labels)
-    return from_parts(counts, auroc, auprc, ece(probabilities, labels, bins), class_groups)
+    return from_parts(parts(probabilities, labels, bins, specificity), class_groups)
 
 
-def from_parts(
-    counts: Counts,
-    auroc: PerClass,
-    auprc: PerClass,
-    calibration: PerRun,
-    class_groups: Mapping[str, Sequence[int]],
-) -> dict[str, PerRun]:
-    """All of METRICS by name, from counts, the ranking areas of every class, and ECE."""
-    recall = recall_of(counts)
+def from_parts(found: Parts, class_groups: Mapping[str, Sequence[int]]) -> dict[str, PerRun]:
+    """All of METRICS by name, in that order."""
+    recall = recall_of(found.counts)
     values = {
-        "accuracy": accuracy_of(counts),
+        "accuracy": accuracy_of(found.counts),
         "balanced_accuracy": mean_defined(recall),
-        "macro_f1": mean_defined(f1_of(counts)),
-        "auroc_macro": mean_defined(auroc),
-        "auprc_macro": mean_defined(auprc),
-        "ece": calibration,
+        "macro_f1": mean_defined(f1_of(found.counts)),
+        "auroc_macro": mean_defined(found.auroc),
+        "auprc_macro": mean_defined(found.auprc),
+        "ece": found.ece,
     }
     for name in ("head", "medium", "tail"):
         values[f"recall_{name}"] = mean_defined(recall[..., list(class_groups[name])])
+    values["brier"], values["log_loss"] = found.brier, found.log_loss
+    values["sensitivity_at_specificity"] = mean_defined(found.sensitivity)
     return values
+
+
+def per_class(found: Parts) -> dict[str, PerClass]:
+    """All of PER_CLASS by name, in that order; sensitivity is recall of the top-1 class."""
+    return {
+        "auroc": found.auroc,
+        "auprc": found.auprc,
+        "sensitivity": recall_of(found.counts),
+        "sensitivity_at_specificity": found.sensitivity,
+    }

@@ -8,26 +8,78 @@ from jaxtyping import Float
 
 from lt_jax.evaluate import figures, mixing
 from lt_jax.evaluate.inputs import Learning, ReportInputs
+from lt_jax.evaluate.picture import Numbers, Picture, numbers
 
 COLUMNS = 2  # heat maps side by side
 TITLE = 26  # characters of a line above one
 BESIDE = ("random_search", mixing.REAL_ONLY)  # rules whose return stands beside the curve
 
 
-def figures_of(inputs: ReportInputs, most: int) -> Iterator[tuple[str, figures.Figure]]:
-    """Yields (name, figure); heat maps are of the `most` rarest classes."""
+def pictures(inputs: ReportInputs, most: int) -> Iterator[Picture]:
+    """Heat maps are of the `most` rarest classes."""
     data, found = inputs.dataset, inputs.learning
     order = mixing.by_count(data.train_counts, most)
-    panels = {
-        f"{name} (n={len(shares)})": shares.mean(axis=0)[:, order]
-        for name, shares in mixing.varied(inputs.arms).items()
-    }
-    if panels:
+    varied = mixing.varied(inputs.arms)
+    if varied:
+        panels = {
+            f"{name} (n={len(shares)})": shares.mean(axis=0)[:, order]
+            for name, shares in varied.items()
+        }
         names = [f"{data.classes[c]} ({data.train_counts[c]:,})" for c in order]
-        yield "mixing_shares", share_maps(names, panels)
+        yield Picture(
+            "mixing_shares",
+            "Synthetic share of every class's draws by round, a panel an arm",
+            share_maps(names, panels),
+            numbers(
+                ("arm", "class", "round", "share", "std", "seeds"),
+                [
+                    (name, data.classes[c], r + 1, *_spread(shares[:, r, c]))
+                    for name, shares in varied.items()
+                    for c in order
+                    for r in range(shares.shape[1])
+                ],
+            ),
+        )
     if found is not None:
-        yield "mixing_curves", reward_curves(found)
-        yield "mixing_importance", importance_bars(found.observations, found.importance)
+        yield Picture(
+            "mixing_curves",
+            "Return and other curves of learning by classifier trainings spent",
+            reward_curves(found),
+            _curve_numbers(found),
+        )
+        yield Picture(
+            "mixing_importance",
+            "Permutation importance of each observation",
+            importance_bars(found.observations, found.importance),
+            numbers(
+                ("observation", "importance, nats an agent", "std", "policies"),
+                [
+                    (name, *_spread(found.importance[:, o]))
+                    for o, name in enumerate(found.observations)
+                ],
+            ),
+        )
+
+
+def _spread(values: Float[np.ndarray, "s"]) -> tuple[float, float, int]:
+    several = len(values) > 1
+    return float(values.mean()), float(values.std(ddof=1)) if several else np.nan, len(values)
+
+
+def _curve_numbers(found: Learning) -> Numbers:
+    """A row a curve and update, and of a rule beside it one."""
+    spent = found.curves["trainings"].mean(axis=0)
+    rows: list[tuple[str, float | None, float, float, int]] = [
+        (title, spent[u], *_spread(found.curves[name][:, u]))
+        for name, title in mixing.CURVES.items()
+        if name in found.curves
+        for u in range(len(spent))
+    ]
+    for rule in BESIDE:
+        if rule in found.returns:
+            means = np.array([entry["mean"] for entry in found.returns[rule]], float)
+            rows.append((f"Return of {mixing.RULES[rule]}", None, *_spread(means)))
+    return numbers(("curve", "trainings", "mean", "std", "policies"), rows)
 
 
 def share_maps(

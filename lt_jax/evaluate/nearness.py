@@ -8,17 +8,18 @@ from jaxtyping import Float
 
 from lt_jax.evaluate import figures, gallery
 from lt_jax.evaluate.inputs import Dataset, ReportInputs, memorization_summary
+from lt_jax.evaluate.picture import Numbers, Picture, numbers
 
 MEASURES = {"ms_ssim": "MS-SSIM", "cosine": "Cosine"}
 SETS = {"val": "held-out real", "candidates": "candidates", "accepted": "accepted"}
 CLOSEST = {
-    "accepted": "Accepted, each below the train image most like it (MS-SSIM, cosine of the two)",
-    "copies": "Stopped as copies, each below that train image (MS-SSIM, cosine of the two)",
+    "accepted": "Accepted, below the train image most like it (MS-SSIM, cosine)",
+    "copies": "Stopped as copies, below that train image (MS-SSIM, cosine)",
 }
 
 
-def figures_of(inputs: ReportInputs) -> Iterator[tuple[str, figures.Figure]]:
-    """Yields (name, figure): the distributions, and the closest pairs of which there are images."""
+def pictures(inputs: ReportInputs) -> Iterator[Picture]:
+    """The distributions, and the closest pairs of which there are images."""
     found = memorization_summary(inputs.pool)
     if found is None:
         return
@@ -29,16 +30,27 @@ def figures_of(inputs: ReportInputs) -> Iterator[tuple[str, figures.Figure]]:
         )
         for measure, title in MEASURES.items()
     }
-    yield "nearness", histograms(panels)
+    yield Picture(
+        "nearness",
+        "Likeness to the nearest train image: held-out real images, candidates, accepted ones",
+        histograms(panels),
+        histogram_numbers(panels),
+    )
     for name, title in CLOSEST.items():
         pairs = () if inputs.gallery is None else inputs.gallery.closest.get(name, ())
         if pairs:
-            yield f"closest_{name}", gallery.closest(title, pairs)
+            yield Picture(
+                f"closest_{name}",
+                title,
+                gallery.closest(title, pairs),
+                gallery.closest_numbers(pairs),
+            )
 
 
-def histograms(
-    panels: Mapping[str, tuple[Float[np.ndarray, "e"], Mapping[str, Sequence[int]]]],
-) -> figures.Figure:
+Panels = Mapping[str, tuple[Float[np.ndarray, "e"], Mapping[str, Sequence[int]]]]
+
+
+def histograms(panels: Panels) -> figures.Figure:
     """How near images of each set come to train: the share of the set in each bin.
 
     Args:
@@ -63,6 +75,17 @@ def histograms(
         figures.clean(axes)
     figures.legend_below(figure, all_axes[0])
     return figure
+
+
+def histogram_numbers(panels: Panels) -> Numbers:
+    """The numbers of `histograms`: a row a measure, set and bin."""
+    rows = [
+        (measure, name, edges[b], edges[b + 1], count, count / max(np.sum(counts), 1))
+        for measure, (edges, sets) in panels.items()
+        for name, counts in sets.items()
+        for b, count in enumerate(counts)
+    ]
+    return numbers(("measure", "images", "from", "to", "count", "share"), rows)
 
 
 def table(found: Mapping[str, Any] | None, data: Dataset, most: int) -> dict[str, Any] | None:

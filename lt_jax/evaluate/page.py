@@ -1,176 +1,111 @@
-"""The report's figures and its page: one HTML file that holds its pictures and needs no script."""
+"""The report's page: one HTML file that holds its pictures and their numbers, and needs no script.
+
+A section is an entry of SECTIONS, where it stands in the table of contents and whether there is
+anything to say in it, and a heading in one of the templates.
+"""
 
 import base64
+import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from lt_jax.evaluate import (
+    audit_page,
+    chart_pictures,
+    detection_page,
+    explained_figures,
     fidelity,
-    figures,
-    gallery,
-    metrics,
     mixing,
     mixing_figures,
     nearness,
+    picture,
+    prediction_figures,
+    sections,
+    shown,
     tables,
 )
-from lt_jax.evaluate.inputs import (
-    GROUPS,
-    REASONS,
-    Arm,
-    ReportInputs,
-    fidelity_summary,
-    ledger,
-    sorted_runs,
-)
-from lt_jax.evaluate.statistics import ArmStatistics, Comparison, Summary
+from lt_jax.evaluate.chart_pictures import GALLERIES, MAX_CLASSES
+from lt_jax.evaluate.curves import RESAMPLES
+from lt_jax.evaluate.grouping import Truth
+from lt_jax.evaluate.inputs import GROUPS, REASONS, ReportInputs
+from lt_jax.evaluate.metrics import PRIMARY
+from lt_jax.evaluate.picture import Drawn, Numbers, Picture
+from lt_jax.evaluate.statistics import ArmPredictions, ArmStatistics
 
-# Curves that are drawn: key in a run's rows -> title.
-CURVES = {"loss": "training loss", "val_balanced_accuracy": "balanced accuracy on val"}
-# Beyond these, charts by class show the rarest ones: the tail is what the report is about.
-MAX_CLASSES = 40
-# Below so many test groups in a class, the page warns of its intervals.
-FEW_GROUPS = 5
-PAIRED = ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail")
+SECTIONS = {
+    "summary": "Summary",
+    "data": "The data",
+    "arms": "The arms",
+    "paired": "Paired comparisons",
+    "classes": "Class by class",
+    "groups": "Group level",
+    "tests": "Classical tests",
+    "calibration": "Calibration",
+    "curves": "ROC and PR curves",
+    "confusion": "Confusion matrices",
+    "pool": "The pool",
+    "fidelity": "Fidelity",
+    "copies": "Copies of train images",
+    "audit": "Audit",
+    "detection": "Lesion detection",
+    "mixing": "Mixing policy",
+    "maps": "Maps of features",
+    "saliency": "Saliency",
+    "strips": "Denoising strips",
+    "costs": "Costs",
+    "config": "Config and versions",
+}
 
 
-def draw(
-    inputs: ReportInputs, plain: dict[str, ArmStatistics], folder: pathlib.Path
-) -> dict[str, pathlib.Path]:
-    """Writes the PNG files; returns name -> path, in the order of the page."""
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, pathlib.Path] = {}
+@dataclasses.dataclass(frozen=True, eq=False)
+class Content:
+    """All that the page is made of: what was given, what report.json says, and in between."""
 
-    def keep(name: str, figure: figures.Figure) -> None:
-        drawn[name] = folder / f"{name}.png"
-        figures.save(figure, drawn[name])
+    inputs: ReportInputs
+    written: Mapping[str, Any]
+    plain: Mapping[str, ArmStatistics]
+    adjusted: Mapping[str, ArmStatistics]
+    predictions: tuple[ArmPredictions, ...]
+    truth: Truth
 
-    data = inputs.dataset
-    counts = np.asarray(data.train_counts)
-    shown = np.sort(np.argsort(counts, kind="stable")[:MAX_CLASSES])
-    names = [data.classes[c] for c in shown]
-    accepted = _accepted(inputs)
-    keep(
-        "class_histogram",
-        figures.class_histogram(
-            names, counts[shown], None if accepted is None else accepted[shown]
+    @property
+    def positive(self) -> int | None:
+        """The positive class of two."""
+        name = self.written["statistics"]["positive"]
+        return None if name is None else self.inputs.dataset.classes.index(name)
+
+
+def pictures(content: Content) -> Iterator[Picture]:
+    """All of them, one at a time."""
+    inputs, written, plain = content.inputs, content.written, content.plain
+    return itertools.chain(
+        chart_pictures.data(inputs),
+        chart_pictures.arms(inputs, plain),
+        prediction_figures.pictures(
+            inputs, content.predictions, plain, content.truth, content.positive
         ),
-    )
-    for name, figure in _galleries(inputs):
-        keep(name, figure)
-    if (figure := _fidelity_figure(inputs)) is not None:
-        keep("fidelity", figure)
-    for name, figure in nearness.figures_of(inputs):
-        keep(name, figure)
-    for name, figure in mixing_figures.figures_of(inputs, MAX_CLASSES):
-        keep(name, figure)
-    if panels := _curves(inputs.arms):
-        keep("learning_curves", figures.learning_curves(panels))
-    recalls = {name: s.recall_per_class[:, shown] for name, s in plain.items()}
-    keep("recall_per_class", figures.recall_dots(names, recalls, counts[shown]))
-    if (figure := _forest(inputs, plain)) is not None:
-        keep("paired_differences", figure)
-    costs = [ledger(arm, inputs.costs) for arm in inputs.arms]
-    own = np.array([float(c["seconds"]) for c in costs])
-    shared = np.array([float((c["relies_on"] or {"seconds": 0})["seconds"]) for c in costs])
-    keep("ledger", figures.ledger_bars([arm.name for arm in inputs.arms], own, shared))
-    return drawn
-
-
-def _accepted(inputs: ReportInputs) -> np.ndarray | None:
-    if inputs.pool is None:
-        return None
-    by_class = {str(row["class"]): int(row["accepted"]) for row in inputs.pool.per_class}
-    return np.array([by_class.get(name, 0) for name in inputs.dataset.classes])
-
-
-def _galleries(inputs: ReportInputs) -> Iterator[tuple[str, figures.Figure]]:
-    """Yields (name, figure): per class real beside accepted, then rejected."""
-    pictures = inputs.gallery
-    if pictures is None:
-        return
-    for c, name in enumerate(inputs.dataset.classes):
-        real = pictures.real.get(name)
-        images, scores = pictures.accepted.get(name, (None, ()))
-        some = real if real is not None else images
-        if some is not None:  # whichever is missing is shown as none
-            real = some[:0] if real is None else real
-            images = some[:0] if images is None else images
-            sources = pictures.sources.get(name, ())
-            figure = gallery.side_by_side(name, real, images, scores, sources)
-            yield f"gallery_{c:03d}_accepted", figure
-        images, scores, reasons = pictures.rejected.get(name, (None, (), ()))
-        if images is not None and len(images):
-            yield f"gallery_{c:03d}_rejected", gallery.rejected(name, images, scores, reasons)
-
-
-def _fidelity_figure(inputs: ReportInputs) -> figures.Figure | None:
-    """KID and recall by class; None where no class has images enough for either."""
-    rows = _rarest(fidelity_summary(inputs.pool))[::-1]
-
-    def both(name: str) -> np.ndarray:
-        sides = ("matched", "floor")
-        return np.array([[row[side][name] for row in rows] for side in sides], float)
-
-    kid, recall = both("kid"), both("recall")
-    if np.isnan(kid).all() and np.isnan(recall).all():
-        return None
-    panels = {
-        "KID (lower is nearer)": (kid, both("kid_std")),
-        "Recall": (recall, np.full_like(recall, np.nan)),
-    }
-    return figures.fidelity_marks([row["class"] for row in rows], panels)
-
-
-def _rarest(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """The classes that are shown of a summary of fidelity, rarest first."""
-    per_class = [] if found is None else found["per_class"]
-    return sorted(per_class, key=lambda row: row["n_train"])[:MAX_CLASSES]
-
-
-def _curves(arms: tuple[Arm, ...]) -> dict[str, dict[str, figures.Curve]]:
-    """The drawn quantities, at the steps that all seeds of an arm have."""
-    panels: dict[str, dict[str, figures.Curve]] = {}
-    for key, title in CURVES.items():
-        for arm in arms:
-            rows = [
-                {int(r["step"]): float(r[key]) for r in run.curves if r.get(key) is not None}
-                for run in sorted_runs(arm)
-            ]
-            steps = sorted(set.intersection(*map(set, rows)))
-            if steps:
-                values = np.array([[row[step] for step in steps] for row in rows])
-                panels.setdefault(title, {})[arm.name] = (np.array(steps), values)
-    return panels
-
-
-def _forest(inputs: ReportInputs, plain: dict[str, ArmStatistics]) -> figures.Figure | None:
-    compared = {name: s.comparisons[metrics.PRIMARY] for name, s in plain.items() if s.comparisons}
-    compared = {name: c for name, c in compared.items() if c.difference is not None}
-    if not compared:
-        return None
-    return figures.forest(
-        list(compared),
-        [float(c.difference or 0.0) for c in compared.values()],
-        [c.ci95 for c in compared.values()],
-        [tables.format_p(c.p_holm) for c in compared.values()],
-        f"Balanced accuracy minus {inputs.evaluate.baseline}, with Holm's p",
+        chart_pictures.fidelity(inputs.pool),
+        nearness.pictures(inputs),
+        audit_page.pictures(written["audit"], MAX_CLASSES),
+        detection_page.pictures(written["detection"]),
+        mixing_figures.pictures(inputs, MAX_CLASSES),
+        explained_figures.pictures(inputs.pictures, inputs.dataset),
+        chart_pictures.costs(inputs),
     )
 
 
-def render(
-    inputs: ReportInputs,
-    written: Mapping[str, Any],
-    plain: dict[str, ArmStatistics],
-    adjusted: dict[str, ArmStatistics],
-    drawn: Mapping[str, pathlib.Path],
-) -> str:
-    """The page as HTML; every text is escaped, every picture embedded."""
+def draw(content: Content, folder: pathlib.Path) -> dict[str, Drawn]:
+    """Writes the pictures and their numbers; returns them by name."""
+    return picture.save(pictures(content), folder)
+
+
+def render(content: Content, drawn: Mapping[str, Drawn]) -> str:
+    """The page as HTML; every text is escaped, every picture and its numbers are embedded."""
     import jinja2
+    import markupsafe
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
@@ -179,162 +114,98 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["picture"] = _data_uri
-    arms = written["arms"]
+    environment.filters["png"] = _png
+    environment.filters["csv"] = _csv
+    environment.filters["breakable"] = lambda text: markupsafe.Markup(
+        markupsafe.escape(text).replace("_", markupsafe.Markup("_<wbr>"))
+    )
+    environment.tests["in_group"] = lambda name, group: name.startswith(f"{group}_")
+    told = {**_evidence(content), **_background(content)}
+    titles = {name: title for name, title in SECTIONS.items() if _present(name, told, drawn)}
     return environment.get_template("report.html.jinja").render(
-        report=written,
-        groups=GROUPS,
-        test_images=len(inputs.dataset.test_labels),
-        drawn=drawn,
-        galleries=[name for name in drawn if name.startswith("gallery_")],
-        hidden_classes=max(0, len(inputs.dataset.classes) - MAX_CLASSES),
-        tables={"plain": _table(plain), "adjusted": _table(adjusted)},
-        paired=[tables.TITLES[metric] for metric in PAIRED],
-        paired_rows=_paired_rows({name: s.comparisons for name, s in plain.items()}),
-        real_rows=_paired_rows({name: s.against_rival for name, s in plain.items()}),
-        rival=next((a["paired_real"]["baseline"] for a in arms if "paired_real" in a), None),
-        doses=mixing.doses(arms, inputs.dataset, MAX_CLASSES),
-        mixing=mixing.section(inputs, plain, MAX_CLASSES),
-        protocol=protocol_rows(inputs.dataset.protocol),
-        few_groups=_few_groups(written),
-        one_seed=any(s.summaries[metrics.PRIMARY].n == 1 for s in plain.values()),
-        one_seed_note=tables.ONE_SEED,
-        reasons=list(dict.fromkeys([*REASONS, *written["pool"]["rejected"]])),
-        class_columns=list(dict.fromkeys(k for row in written["pool"]["per_class"] for k in row)),
-        ledger=_ledger_rows(written),
-        fidelity_rows=_fidelity_rows(written["pool"]["fidelity"]),
-        copies=nearness.table(written["pool"]["memorization"], inputs.dataset, MAX_CLASSES),
-        least={"fd": fidelity.FD_LEAST, "nearest": fidelity.NEAREST_LEAST},
-        config=json.dumps(written["config"], indent=2, ensure_ascii=False),
-        evaluate=inputs.evaluate,
-        number=_number,
+        **told, drawn=drawn, sections=titles, number=sections.number
     )
 
 
-def _data_uri(path: pathlib.Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+def _present(name: str, told: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> bool:
+    """Whether a section has anything to say."""
+    if name in ("saliency", "strips"):
+        return any(key.startswith(name) for key in drawn)
+    if name in ("maps", "curves"):
+        return any(key.startswith({"maps": "map_", "curves": "curves_"}[name]) for key in drawn)
+    asked = {
+        "groups": "by_group",
+        "tests": "test_grids",
+        "fidelity": "fidelity_grid",
+        "copies": "copies",
+        "audit": "audit",
+        "detection": "detection",
+    }
+    return name not in asked or bool(told[asked[name]])
 
 
-def _table(arms: dict[str, ArmStatistics]) -> dict[str, Any]:
-    """Heads, and rows of (arm, cells of main text and interval)."""
-    table = tables.metrics_table({n: s.summaries for n, s in arms.items()}, metrics.METRICS)
-    rows = []
-    for name, *cells in table.rows:
-        rows.append((name, [(tables.format_cell(c), _interval(c)) for c in cells]))
-    return {"columns": table.columns, "rows": rows}
+def _evidence(content: Content) -> dict[str, Any]:
+    """What the sections on arms read."""
+    inputs, written, plain = content.inputs, content.written, content.plain
+    arms, data = written["arms"], inputs.dataset
+    baseline = inputs.evaluate.baseline
+    rival = next((a["paired_real"]["baseline"] for a in arms if "paired_real" in a), None)
+    test_grids = {
+        reference: grid
+        for key, reference in (("paired_tests", baseline), ("paired_real_tests", rival))
+        if reference and (grid := sections.tests(arms, key, reference, data))
+    }
+    against = {name: s.against_rival for name, s in plain.items()}
+    return {
+        "arms": sections.arms(plain),
+        "adjusted": sections.arms(content.adjusted),
+        "score_intervals": sections.score_intervals(arms),
+        "paired": sections.paired({n: s.comparisons for n, s in plain.items()}, baseline),
+        "paired_real": sections.paired(against, rival) if rival else None,
+        "rival": rival,
+        "by_class": sections.classes(arms, data),
+        "positive": sections.positive(arms),
+        "by_group": sections.by_group(arms),
+        "test_grids": test_grids,
+        "shown_arms": shown.arms(inputs),
+        "shown_classes": shown.CLASSES,
+        "band_resamples": min(inputs.evaluate.resamples, RESAMPLES),
+        "one_seed": any(s.summaries[PRIMARY].n == 1 for s in plain.values()),
+        "one_seed_note": tables.ONE_SEED,
+    }
 
 
-def _interval(cell: Summary) -> str:
-    return "" if cell.mean is None else tables.format_interval(cell.ci95)
+def _background(content: Content) -> dict[str, Any]:
+    """What the other sections read."""
+    inputs, written, plain = content.inputs, content.written, content.plain
+    arms, data, pool = written["arms"], inputs.dataset, written["pool"]
+    return {
+        "report": written,
+        "evaluate": inputs.evaluate,
+        "groups": GROUPS,
+        "test_images": len(data.test_labels),
+        "protocol": sections.protocol(data.protocol),
+        "few_groups": sections.few_groups(written),
+        "hidden_classes": max(0, len(data.classes) - MAX_CLASSES),
+        "galleries": GALLERIES,
+        "reasons": list(dict.fromkeys([*REASONS, *pool["rejected"]])),
+        "class_columns": list(dict.fromkeys(k for row in pool["per_class"] for k in row)),
+        "doses": mixing.doses(arms, data, MAX_CLASSES),
+        "fidelity_grid": sections.fidelity_rows(pool["fidelity"]),
+        "copies": nearness.table(pool["memorization"], data, MAX_CLASSES),
+        "least": {"fd": fidelity.FD_LEAST, "nearest": fidelity.NEAREST_LEAST},
+        "audit": audit_page.sections(written["audit"]),
+        "detection": detection_page.section(written["detection"]),
+        "mixing": mixing.section(inputs, plain, MAX_CLASSES),
+        "explained": inputs.pictures,
+        "ledger": sections.ledger(arms),
+        "config": json.dumps(written["config"], indent=2, ensure_ascii=False),
+    }
 
 
-def _paired_rows(
-    compared: Mapping[str, Mapping[str, Comparison]],
-) -> list[tuple[str, list[tuple[str, str]]]]:
-    return [
-        (name, [tables.comparison_parts(comparisons[m]) for m in PAIRED])
-        for name, comparisons in compared.items()
-        if comparisons
-    ]
+def _png(drawn: Drawn) -> str:
+    return "data:image/png;base64," + base64.b64encode(drawn.path.read_bytes()).decode("ascii")
 
 
-def protocol_rows(protocol: str) -> list[tuple[str, str]]:
-    """A JSON object as rows of (name, value), nested ones joined by a colon; else no rows.
-
-    The skipped images are left out: the page lists them by themselves.
-    """
-    try:
-        value = json.loads(protocol)
-    except json.JSONDecodeError:
-        return []
-    if not isinstance(value, dict):
-        return []
-    return list(_flat({name: item for name, item in value.items() if name != "skipped"}, ""))
-
-
-def _flat(value: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
-    for name, item in value.items():
-        name = above + name.replace("_", " ")
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{name}: ")
-        else:
-            yield name, _sentence(item)
-
-
-def _sentence(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "; ".join(f"{name}: {_sentence(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(_sentence(item) for item in value) or "none"
-    return "none" if value is None else str(value)
-
-
-def _fidelity_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str, list[Any]]]:
-    """Rows of (class, its numbers of images, cells of synthetic above held-out real ones)."""
-    if found is None:
-        return []
-    rows = []
-    for row in _rarest(found):
-        counts = f"{row['n_train']:,} train, {row['n_val']:,} val, {row['n_synthetic']:,} synthetic"
-        nearest, closer = row["nearest"], row["nearest"]["closer_than_val"]
-        cells = [
-            *((_measure(row["matched"], m), _measure(row["floor"], m)) for m in fidelity.MEASURES),
-            (_rounded(nearest["synthetic_median"]), _rounded(nearest["val_median"])),
-            (_rounded(closer), "" if closer is None else "0.05"),
-        ]
-        rows.append((row["class"], f"{counts}; {row['n']:,} a side", cells))
-    macro = found["macro"]
-    mean = lambda part, m: _rounded(macro[part][m]["mean"])
-    cells = [
-        (mean("matched", m), f"{mean('floor', m)} (n={macro['floor'][m]['classes']})")
-        for m in fidelity.MEASURES
-    ]
-    return [*rows, ("Mean", "over n classes", [*cells, ("", ""), ("", "")])]
-
-
-def _measure(side: Mapping[str, float | None], name: str) -> str:
-    error = side.get(f"{name}_std")
-    return _rounded(side[name]) + ("" if error is None else f" ± {error:.2g}")
-
-
-def _rounded(value: float | None) -> str:
-    return "too few" if value is None else f"{value:.3g}"
-
-
-def _few_groups(written: Mapping[str, Any]) -> list[str]:
-    counts = zip(written["dataset"]["classes"], written["test_groups_per_class"], strict=True)
-    return [f"{name} ({n})" for name, n in counts if 0 < n < FEW_GROUPS]
-
-
-def _ledger_rows(written: Mapping[str, Any]) -> list[dict[str, str]]:
-    rows = []
-    for arm in written["arms"]:
-        own, shared = arm["ledger"], arm["ledger"]["relies_on"]
-        rows.append(
-            {
-                "name": arm["name"],
-                "runs": str(len(arm["seeds"])),
-                "own": _cost(own),
-                "wait": _wait(own),
-                "shared": "none" if shared is None else _cost(shared),
-            }
-        )
-    return rows
-
-
-def _wait(cost: Mapping[str, Any]) -> str:
-    if cost["data_wait"] is None or not cost["seconds"]:
-        return "unknown"
-    return f"{cost['data_wait'] / cost['seconds']:.1%}"
-
-
-def _cost(cost: Mapping[str, Any]) -> str:
-    flops = "FLOPs unknown" if cost["flops"] is None else f"{cost['flops']:.2e} FLOPs"
-    return f"{cost['seconds']:,.0f} s, {cost['images']:,} images, {flops}"
-
-
-def _number(value: Any) -> str:
-    """A value of the selection table."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else "" if value is None else str(value)
+def _csv(numbers: Numbers) -> str:
+    return "data:text/csv;base64," + base64.b64encode(numbers.csv().encode()).decode("ascii")

@@ -3,13 +3,34 @@
 `write` computes every number from predictions and labels, draws the figures and writes the files,
 report.json last and by rename, so that a folder with report.json holds a whole report.
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
-null. Beyond the schema: `metrics_logit_adjusted`, `val_balanced_accuracy`,
+null. A summary is {"mean", "std", "n", "ci95", "values"}, std null for one seed. Every comparison
+(`paired`, `paired_real`) has beside "difference", "ci95", "p" and "n" (seeds paired) "p_holm" and
+"p_bh", corrected over the arms, and "effect", the standardised paired effect over seeds
+(`hypothesis.paired_effect`; null for fewer than three).
+
+Beyond the schema, of an arm's statistics: `per_class`, a list of {"class", "images", "groups",
+"auroc", "auprc", "sensitivity", "sensitivity_at_specificity": summaries, "sensitivity_wilson95",
+"auroc_score95": score intervals of the trained runs (`intervals`)}; `positive`, that entry of the
+positive class of two (`config.evaluate.positive`, by default the second), else null;
+`score_intervals` of "accuracy", "balanced_accuracy", "auroc_macro"; `metrics_by_group`, summaries
+by metric with a group's images averaged, null where every group is one image (`group_level` tells
+"groups", and how many with several labels were "left_out", the first named); `paired_tests` with
+the baseline and `paired_real_tests` with the arm of `paired_real`, each {"mcnemar", "delong": by
+class} of the probabilities averaged over seeds, first the arm, then what it is compared with, with
+the fields of `hypothesis.McNemar` and `hypothesis.DeLong`. `statistics` holds the choices made:
+"interval", "specificity", "resamples", "permutations", "mcnemar", "positive".
+
+Further: `metrics_logit_adjusted`, `val_balanced_accuracy`,
 `policy_val_balanced_accuracy`, `policy_val_minus_test`, `shares` (of rounds and classes, the mean
 over seeds), `shares_by_seed`, `doses`, `unmet`, `uses_pool`, `uses_policy`, `ledger.data_wait`,
+`ledger.flops_over_baseline` (of a run),
 `ledger.relies_on` and, for pool arms, `paired_real` (against the arm on real images alone that is
 best on val) per arm; `pool.fidelity` and `pool.memorization` (as described at
 `inputs.fidelity_summary` and `inputs.memorization_summary`; null where it was not measured);
-`mixing` (as described at `mixing.learning_summary`; null where no policy was learned); `costs`,
+`mixing` (as described at `mixing.learning_summary`; null where no policy was learned); `detection`
+(as described at `detection.summary`; null where no lesions were looked for); `audit` (by part of
+`config.audit.parts`, as described at the functions of `lt_jax.auditing`; null where there was
+none); `pictures` (as described at `explained.summary`; null where no network was asked); `costs`,
 `skipped_images`, `absent_test_classes`, `test_groups_per_class`, `tau` and `summary`.
 """
 
@@ -21,7 +42,20 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import metrics, mixing, page, resampling, statistics, summary, tables
+from lt_jax.evaluate import (
+    detection,
+    explained,
+    findings,
+    grouping,
+    metrics,
+    mixing,
+    page,
+    statistics,
+    summary,
+    tables,
+)
+from lt_jax.evaluate.findings import Findings
+from lt_jax.evaluate.grouping import Truth
 from lt_jax.evaluate.inputs import (
     GROUPS,
     REASONS,
@@ -55,6 +89,7 @@ __all__ = [
     "Run",
     "Source",
     "StageCost",
+    "draws",
     "read",
     "text_table",
     "write",
@@ -70,18 +105,38 @@ def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
       The content of report.json.
 
     Raises:
-      ValueError: logits that are not finite (arm, seed and row are named), labels out of range.
+      ValueError: logits that are not finite (arm, seed and row are named), labels out of range, a
+        positive class that is none, or a group with several labels where that is an error.
     """
+    predictions = tuple(_predictions(arm, 0.0) for arm in inputs.arms)
+    found = findings.find(inputs, predictions, _truth(inputs), *summary.rival(inputs))
     plain = _analyse(inputs, tau=0.0, permutations=inputs.evaluate.permutations)
     adjusted = _analyse(inputs, tau=inputs.tau, permutations=0)
-    report = strict(_report(inputs, plain, adjusted))
+    report = strict(_report(inputs, plain, adjusted, found))
     out.mkdir(parents=True, exist_ok=True)
-    drawn = page.draw(inputs, plain, out / "figures")
-    html = page.render(inputs, report, plain, adjusted, drawn)
+    content = page.Content(inputs, report, plain, adjusted, predictions, _truth(inputs))
+    html = page.render(content, page.draw(content, out / "figures"))
     files.write_atomically(out / "report.html", html, "the report")
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     files.write_atomically(out / "report.json", text + "\n", "the report")
     return report
+
+
+def draws(inputs: ReportInputs) -> dict[str, dict[str, np.ndarray]]:
+    """Bootstrap draws [r] of each arm's mean over seeds, by arm and metric; paired over arms."""
+    evaluate, truth = inputs.evaluate, _truth(inputs)
+    return {
+        arm.name: dict(
+            zip(
+                metrics.METRICS,
+                statistics.evidence(
+                    _predictions(arm, 0.0), truth, evaluate.resamples, evaluate.seed, "percentile"
+                ).draws,
+                strict=False,  # behind them come the classes
+            )
+        )
+        for arm in inputs.arms
+    }
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
@@ -150,17 +205,19 @@ def _analyse(inputs: ReportInputs, tau: float, permutations: int) -> dict[str, A
         resamples=evaluate.resamples,
         permutations=permutations,
         seed=evaluate.seed,
+        interval=evaluate.interval,
     )
 
 
-def _truth(inputs: ReportInputs) -> resampling.Truth:
+def _truth(inputs: ReportInputs) -> Truth:
     data = inputs.dataset
-    return resampling.Truth(
+    return Truth(
         labels=data.test_labels,
-        groups=resampling.group_codes(data.test_groups),
+        groups=grouping.group_codes(data.test_groups),
         class_groups=data.groups,
         k=len(data.classes),
         bins=inputs.evaluate.ece_bins,
+        specificity=inputs.evaluate.specificity,
     )
 
 
@@ -177,9 +234,12 @@ def _predictions(arm: Arm, tau: float) -> ArmPredictions:
 
 
 def _report(
-    inputs: ReportInputs, plain: dict[str, ArmStatistics], adjusted: dict[str, ArmStatistics]
+    inputs: ReportInputs,
+    plain: dict[str, ArmStatistics],
+    adjusted: dict[str, ArmStatistics],
+    found: Findings,
 ) -> dict[str, Any]:
-    data = inputs.dataset
+    data, truth = inputs.dataset, _truth(inputs)
     absent = metrics.absent_classes(data.test_labels, len(data.classes))
     return {
         "version": VERSION,
@@ -197,7 +257,16 @@ def _report(
         },
         "pool": _pool(inputs.pool),
         "mixing": mixing.learning_summary(inputs.learning),
-        "arms": [_arm(arm, inputs, plain[arm.name], adjusted[arm.name]) for arm in inputs.arms],
+        "detection": detection.summary(inputs.detection, inputs.evaluate),
+        "audit": None if inputs.pool is None else inputs.pool.audit,
+        "pictures": explained.summary(inputs.pictures, inputs.dataset.classes),
+        "arms": [
+            _arm(arm, inputs, plain[arm.name], adjusted[arm.name])
+            | findings.of_arm(found, arm.name, plain[arm.name], data, truth)
+            for arm in inputs.arms
+        ],
+        "group_level": findings.group_level(found, data, truth),
+        "statistics": _choices(inputs, found),
         "summary": summary.paragraph(inputs, plain),
         "tau": inputs.tau,
         "costs": [
@@ -206,8 +275,14 @@ def _report(
         ],
         "skipped_images": inputs.skipped,
         "absent_test_classes": [data.classes[c] for c in absent],
-        "test_groups_per_class": resampling.groups_per_class(_truth(inputs)),
+        "test_groups_per_class": grouping.groups_per_class(truth),
     }
+
+
+def _choices(inputs: ReportInputs, found: Findings) -> dict[str, Any]:
+    names = ("interval", "specificity", "resamples", "permutations", "mcnemar")
+    positive = None if found.positive is None else inputs.dataset.classes[found.positive]
+    return {**{name: getattr(inputs.evaluate, name) for name in names}, "positive": positive}
 
 
 def _pool(pool: Pool | None) -> dict[str, Any]:
@@ -246,7 +321,7 @@ def _arm(
             **{name: tables.cell_to_json(c) for name, c in plain.comparisons.items()},
         },
         **_paired_real(inputs, plain),
-        "ledger": ledger(arm, inputs.costs),
+        "ledger": {**ledger(arm, inputs.costs), "flops_over_baseline": _flops_ratio(arm, inputs)},
         "metrics_logit_adjusted": {
             name: tables.cell_to_json(s) for name, s in adjusted.summaries.items()
         },
@@ -260,6 +335,18 @@ def _arm(
         "uses_pool": arm.uses_pool,
         "uses_policy": arm.uses_policy,
     }
+
+
+def _flops_ratio(arm: Arm, inputs: ReportInputs) -> float | None:
+    """FLOPs of a run of the arm over those of a run of the baseline; None where one is unknown."""
+    by_name = {other.name: other for other in inputs.arms}
+    per_run = []
+    for one in (arm, by_name[inputs.evaluate.baseline]):
+        flops = ledger(one, ())["flops"]
+        if not flops:
+            return None
+        per_run.append(flops / len(one.runs))
+    return per_run[0] / per_run[1]
 
 
 def _paired_real(inputs: ReportInputs, plain: ArmStatistics) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""Metrics of many reweighted copies of a test set at once: group bootstrap and group permutation.
+"""Metrics of many reweighted copies of a test set at once: group bootstrap and group jackknife.
 
 Images of one group (patient, lesion) are not independent, so groups are resampled, never images.
-All metrics of a run are functions of sums over images that are linear in the groups' weights (hits
-and predictions per class, calibration gaps per bin, ranking rows), so a run is sorted once into one
-sparse matrix [rows, g], and a chunk of resamples is one product with weights [g, r]. Results do not
-depend on the number of threads: each run's arithmetic is its own.
+How a copy's metrics follow from the groups' weights is in `sums`; draws depend on the seed alone,
+not on the number of threads, and the same groups are drawn for every run.
 
 The bootstrap is stratified: groups are redrawn among those of their class (`group_classes`), so
 that every resample holds every class and estimates the same macro average; drawn from all groups
@@ -23,126 +21,28 @@ to group, nominal 95% intervals covered (250 simulations, standard error up to 0
     recall of the class  0.47   0.62   0.89
 
 A class of one group has no variance between groups to estimate: it is kept as it is in every
-resample, and the interval speaks of the other classes alone. The permutation test does not rest on
+resample, and the interval speaks of the other classes alone. What holds up there are the score
+intervals of `intervals`, which the report gives beside these; the permutation test does not rest on
 that variance.
 """
 
 import concurrent.futures
-import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
-import scipy.sparse
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Float, Float32, Int
 
-from lt_jax.evaluate import metrics, ranking
+from lt_jax.evaluate import buffers, metrics
+from lt_jax.evaluate import sums as sums_lib
+from lt_jax.evaluate.grouping import Truth as Truth
+from lt_jax.evaluate.grouping import group_classes as group_classes
+from lt_jax.evaluate.grouping import group_codes as group_codes
+from lt_jax.evaluate.grouping import groups_per_class as groups_per_class
 
-# Resamples a product: [rows, 128] float32 stays near a core's cache. Fixed, since draws follow it.
-CHUNK = 128
-
-ClassGroups = Mapping[str, Sequence[int]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Truth:
-    """What the test set says.
-
-    labels: class indices [n]. groups: group codes 0..g-1 [n], see `group_codes`.
-    class_groups: class indices of head, medium and tail. k: number of classes. bins: of ECE.
-    """
-
-    labels: Int[np.ndarray, "n"]
-    groups: Int[np.ndarray, "n"]
-    class_groups: ClassGroups
-    k: int
-    bins: int = 15
-
-    @property
-    def n_groups(self) -> int:
-        """Groups of test images."""
-        return int(self.groups.max()) + 1
-
-
-def group_codes(groups: Sequence[str] | Sequence[int] | np.ndarray) -> Int[np.ndarray, "n"]:
-    """Names or numbers of groups as codes 0..g-1, by sorted value."""
-    return np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSums:
-    """A run as a linear map from group weights to the sums its metrics are made of.
-
-    matrix: [rows, g]: k hits, k predictions, k labels, `bins` gaps, then the ranking rows.
-    starts: thresholds' offsets per class, see `ranking.RankRows`.
-    """
-
-    matrix: scipy.sparse.csr_matrix
-    starts: Int[np.ndarray, "k_plus_1"]
-
-
-def run_sums(
-    probabilities: Float[np.ndarray, "n k"],
-    labels: Int[np.ndarray, "n"],
-    groups: Int[np.ndarray, "n"],
-    n_groups: int,
-    bins: int,
-) -> RunSums:
-    """Sorts one run's predictions into its linear map."""
-    k = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    bin_of, gap = metrics.confidence_gaps(probabilities, labels, bins)
-    ones = np.ones(len(labels))
-    row = np.concatenate([labels, k + predicted, 2 * k + labels, 3 * k + bin_of])
-    data = np.concatenate([predicted == labels, ones, ones, gap]).astype(np.float32)
-    counted = scipy.sparse.csr_matrix(
-        (data, (row, np.tile(groups, 4))), shape=(3 * k + bins, n_groups)
-    )
-    ranked = ranking.rank_rows(probabilities, labels, groups, n_groups)
-    matrix = scipy.sparse.vstack([counted, ranked.matrix], dtype=np.float32)
-    return RunSums(scipy.sparse.csr_matrix(matrix), ranked.starts)
-
-
-def metrics_of_sums(
-    sums: Float[np.ndarray, "rows r"], starts: Int[np.ndarray, "k_plus_1"], truth: Truth
-) -> Float[np.ndarray, "q r"]:
-    """Every metric, in the order of `metrics.METRICS`, of every column of weighted sums."""
-    k, bins = truth.k, truth.bins
-    hits, predicted, labelled = (sums[i * k : (i + 1) * k].T.astype(np.float64) for i in range(3))
-    gaps = np.abs(sums[3 * k : 3 * k + bins]).sum(axis=0, dtype=np.float64)
-    auroc, auprc = ranking.areas(sums[3 * k + bins :], starts, labelled.T)
-    values = metrics.from_parts(
-        metrics.Counts(hits, predicted, labelled),
-        auroc.T,
-        auprc.T,
-        gaps / labelled.sum(axis=1),
-        truth.class_groups,
-    )
-    return np.stack([values[name] for name in metrics.METRICS])
-
-
-def groups_per_class(truth: Truth) -> Int[np.ndarray, "k"]:
-    """Groups with an image of each class."""
-    return _members(truth).sum(axis=0)
-
-
-def _members(truth: Truth) -> Bool[np.ndarray, "g k"]:
-    member = np.zeros((truth.n_groups, truth.k), bool)
-    member[truth.groups, truth.labels] = True
-    return member
-
-
-def group_classes(truth: Truth) -> Int[np.ndarray, "g"]:
-    """The class of every group: that of its labels which the fewest groups have.
-
-    Ties go to the class with fewer images, then the lower index. A group of several labels thus
-    stands with the rarest, which it is needed for. A class that occurs only beside rarer ones can
-    still be missing from a resample, which is then left out, see `statistics.MAX_UNDEFINED`.
-    """
-    member = _members(truth)
-    images = np.bincount(truth.labels, minlength=truth.k)
-    rarest_first = np.lexsort((images, member.sum(axis=0)))
-    return rarest_first[member[:, rarest_first].argmax(axis=1)]
+A, B = TypeVar("A"), TypeVar("B")
+CHUNK = sums_lib.CHUNK
 
 
 def group_weights(
@@ -157,52 +57,12 @@ def group_weights(
         rows = np.flatnonzero(classes == c)
         n = len(rows)
         if n > 1:
-            drawn = generator.multinomial(n - 1, np.full(n, 1 / n), size=resamples)
-            weights[rows] = drawn.T * (n / (n - 1))
+            drawn = generator.integers(n, size=(n - 1, resamples))
+            drawn *= resamples
+            drawn += np.arange(resamples)[None]
+            counts = np.bincount(drawn.reshape(-1), minlength=n * resamples)
+            weights[rows] = counts.reshape(n, resamples) * (n / (n - 1))
     return weights
-
-
-def _chunks(total: int) -> Iterator[slice]:
-    for start in range(0, total, CHUNK):
-        yield slice(start, min(start + CHUNK, total))
-
-
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1)
-
-
-def bootstrap(
-    probabilities: Sequence[Float[np.ndarray, "n k"]], truth: Truth, resamples: int, seed: int
-) -> Float[np.ndarray, "m q r"]:
-    """Metrics of every run on the same resampled test sets.
-
-    Args:
-      probabilities: one entry a run; runs of all arms together, so that differences are paired.
-      truth: labels and groups.
-      resamples: bootstrap resamples of the groups, class by class.
-      seed: of the draws.
-
-    Returns:
-      [m, q, r]: runs, METRICS, resamples. NaN where a resample leaves a metric without a class.
-    """
-    generator = np.random.default_rng([seed, 0])
-    classes, g = group_classes(truth), truth.n_groups
-    replicates = np.empty((len(probabilities), len(metrics.METRICS), resamples))
-    with _pool() as pool:
-        runs = list(
-            pool.map(
-                lambda p: run_sums(p, truth.labels, truth.groups, g, truth.bins), probabilities
-            )
-        )
-        for chunk in _chunks(resamples):
-            weights = group_weights(generator, classes, chunk.stop - chunk.start)
-
-            def replicate(run: RunSums, weights: np.ndarray = weights) -> np.ndarray:
-                return metrics_of_sums(run.matrix @ weights, run.starts, truth)
-
-            for i, values in enumerate(pool.map(replicate, runs)):
-                replicates[i, :, chunk] = values
-    return replicates
 
 
 def seed_weights(seeds: Sequence[int], resamples: int, seed: int) -> Float[np.ndarray, "m r"]:
@@ -216,67 +76,108 @@ def seed_weights(seeds: Sequence[int], resamples: int, seed: int) -> Float[np.nd
     return generator.multinomial(m, np.full(m, 1 / m), size=resamples).T / m
 
 
-@dataclasses.dataclass(frozen=True)
-class _PairSums:
-    """Two runs as one set of 2n images: the first's groups are 0..g-1, the second's g..2g-1."""
-
-    run: RunSums
-    total: Float[np.ndarray, "rows 1"]
-
-    @classmethod
-    def of(cls, first: np.ndarray, second: np.ndarray, truth: Truth) -> "_PairSums":
-        g = truth.n_groups
-        groups = np.concatenate([truth.groups, truth.groups + g])
-        both = np.concatenate([first, second])
-        run = run_sums(both, np.tile(truth.labels, 2), groups, 2 * g, truth.bins)
-        return cls(run, run.matrix @ np.ones((2 * g, 1), np.float32))
-
-    def difference(
-        self, swap: Float32[np.ndarray, "g r"], truth: Truth
-    ) -> Float[np.ndarray, "q r"]:
-        """metric(first) - metric(second), the groups with swap 1 exchanged."""
-        first = self.run.matrix @ np.concatenate([1 - swap, swap])
-        second = self.total - first
-        starts = self.run.starts
-        return metrics_of_sums(first, starts, truth) - metrics_of_sums(second, starts, truth)
+def side_by_side(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
+    """`work` of every item in order, on as many threads as there are cores."""
+    todo = list(items)
+    if len(todo) < 2:
+        return [work(item) for item in todo]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        return list(pool.map(work, todo))
 
 
-def permutation(
-    pairs: Sequence[tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]],
+def prepared(
+    probabilities: Sequence[Float[np.ndarray, "n k"]], truth: Truth
+) -> list[sums_lib.RunSums]:
+    """The linear map of every run."""
+    arguments = (truth.labels, truth.groups, truth.n_groups, truth.bins)
+    return side_by_side(lambda p: sums_lib.run_sums(p, *arguments), probabilities)
+
+
+def _values(
+    runs: Sequence[sums_lib.RunSums], weights: np.ndarray, truth: Truth, rows: sums_lib.Rows
+) -> Float[np.ndarray, "m q r"]:
+    mine = buffers.of_thread()
+    found = [sums_lib.parts_of(run.at(weights, mine), run.starts, truth, mine) for run in runs]
+    return np.stack([rows(parts, truth) for parts in found])
+
+
+def bootstrap(
+    probabilities: Sequence[Float[np.ndarray, "n k"]],
     truth: Truth,
-    permutations: int,
+    resamples: int,
     seed: int,
-) -> Float[np.ndarray, "q"]:
-    """Two-sided p-values of a paired group permutation test, for every metric.
+    run_weights: Float[np.ndarray, "m r"] | None = None,
+) -> np.ndarray:
+    """Values of every run on the same resampled test sets, or of their mean.
 
-    Null hypothesis: given the trained runs, each group's predictions by the two arms are
-    exchangeable. Each permutation swaps the arms on a random half of the groups, alike in all
-    pairs of runs; the statistic is the mean over pairs of metric(first) - metric(second).
-    p = (1 + #{|permuted| >= |observed|}) / (1 + permutations), never zero and valid in finite
-    samples (Phipson and Smyth, 2010).
+    Memory: the draws returned, one float32 [n_groups, 128] and the sums of one run a thread.
 
     Args:
-      pairs: predictions of the two arms, run by run.
+      probabilities: one entry a run.
       truth: labels and groups.
-      permutations: random swaps.
-      seed: of the swaps.
+      resamples: bootstrap resamples of the groups, class by class.
+      seed: of the draws; equal for all arms that are to be compared.
+      run_weights: of the runs in each resample, such as `seed_weights`.
 
     Returns:
-      [q] in (0, 1], NaN where the metric is undefined on this test set.
+      Without `run_weights` METRICS of every run, float64 [m, q, r]; with them the weighted mean
+      over runs of `sums.all_rows`, float32 [Q, r]. NaN where a resample leaves a value without a
+      class.
     """
-    generator = np.random.default_rng([seed, 2])
-    exceed = np.zeros(len(metrics.METRICS))
-    with _pool() as pool:
-        runs = list(pool.map(lambda pair: _PairSums.of(pair[0], pair[1], truth), pairs))
+    runs, classes = prepared(probabilities, truth), group_classes(truth)
 
-        def statistic(swap: np.ndarray) -> np.ndarray:
-            return np.mean(list(pool.map(lambda run: run.difference(swap, truth), runs)), axis=0)
+    def replicate(chunk: slice) -> np.ndarray:
+        generator = np.random.default_rng([seed, 0, chunk.start])
+        weights = group_weights(generator, classes, chunk.stop - chunk.start)
+        if run_weights is None:
+            return _values(runs, weights, truth, sums_lib.metric_rows)
+        values = _values(runs, weights, truth, sums_lib.all_rows)
+        mean = np.einsum("mqr,mr->qr", values, run_weights[:, chunk])
+        return mean.astype(np.float32)
 
-        observed = np.abs(statistic(np.zeros((truth.n_groups, 1), np.float32)))
-        for chunk in _chunks(permutations):
-            shape = (truth.n_groups, chunk.stop - chunk.start)
-            swap = generator.integers(2, size=shape).astype(np.float32)
-            # Equal statistics may differ in their last bits; a tie counts against the difference.
-            exceed += (np.abs(statistic(swap)) >= observed - 1e-6).sum(axis=1)
-    p = (1 + exceed) / (1 + permutations)
-    return np.where(np.isnan(observed[:, 0]), np.nan, p)
+    return np.concatenate(side_by_side(replicate, sums_lib.chunks(resamples)), axis=-1)
+
+
+def jackknife(
+    probabilities: Sequence[Float[np.ndarray, "n k"]], truth: Truth
+) -> Float[np.ndarray, "Q g"]:
+    """The mean over runs of `sums.all_rows` without each group in turn.
+
+    The other groups of its class are weighted by n / (n - 1), as in the bootstrap, so that the
+    class composition stays; a class's only group is not left out.
+    """
+    runs, classes = prepared(probabilities, truth), group_classes(truth)
+    sizes = np.bincount(classes)[classes]
+
+    def replicate(chunk: slice) -> np.ndarray:
+        mine = np.arange(chunk.start, chunk.stop)
+        weights = np.ones((len(classes), len(mine)), np.float32)
+        several = sizes[mine] > 1
+        factor = np.where(several, sizes[mine] / np.maximum(sizes[mine] - 1, 1), 1.0)
+        weights = np.where(classes[:, None] == classes[mine][None], factor[None], weights)
+        weights[mine[several], np.flatnonzero(several)] = 0.0
+        return _values(runs, weights.astype(np.float32), truth, sums_lib.all_rows).mean(axis=0)
+
+    return np.concatenate(side_by_side(replicate, sums_lib.chunks(truth.n_groups)), axis=-1)
+
+
+def influence(
+    left_out: Float[np.ndarray, "Q g"], classes: Int[np.ndarray, "g"]
+) -> Float[np.ndarray, "Q g"]:
+    """Jackknife values as each group's contribution to the estimate's error.
+
+    (n - 1) / n times the mean over its class of the values less its own; their squares add up to
+    the variance, up to (n - 1) / n (Davison and Hinkley, 1997, section 3.2.1).
+    """
+    sizes = np.bincount(classes)
+    totals = np.stack([np.bincount(classes, weights=row) for row in left_out])
+    means = (totals / np.maximum(sizes, 1)[None])[:, classes]
+    factor = (sizes - 1)[classes] / np.maximum(sizes, 1)[classes]
+    # A class's only group was not left out: it has no part, also where nothing is defined.
+    return np.where(factor[None] > 0, (means - left_out) * factor[None], 0.0)
+
+
+def names(truth: Truth) -> list[str]:
+    """Names of the rows of `sums.all_rows`: METRICS, then "auroc/0" and so on."""
+    by_class = [f"{name}/{c}" for name in metrics.PER_CLASS for c in range(truth.k)]
+    return [*metrics.METRICS, *by_class]

@@ -3,18 +3,20 @@
 Estimand: the mean over training seeds of a metric on the population of test groups. With one seed
 it is the metric of that one run, and the interval says nothing of training noise.
 
-Intervals are 95% percentile intervals of a two-way (pigeonhole) bootstrap: each resample draws test
-groups with replacement within their classes (`resampling`, which says what that can and cannot
-tell of a class with few groups), the same ones for all arms, and, where an arm has more than one
-seed, its runs with replacement. With few seeds the part due to training noise is small by about a
-factor (m - 1) / m in variance, which the two-way draw partly makes up by counting the interaction
-twice (Owen, 2007).
+Intervals are 95% intervals, percentile or BCa (`intervals`), of a two-way (pigeonhole) bootstrap:
+each resample draws test groups with replacement within their classes (`resampling`, which says what
+that can and cannot tell of a class with few groups), the same ones for all arms, and, where an arm
+has more than one seed, its runs with replacement. With few seeds the part due to training noise is
+small by about a factor (m - 1) / m in variance, which the two-way draw partly makes up by counting
+the interaction twice (Owen, 2007). Beside them stand score intervals of what is a share or an AUROC
+(`score_intervals`): of the trained runs alone, but sound with few groups.
 
-p-values are of the paired group permutation test (`resampling.permutation`), on the runs whose
-seeds both arms have, or on runs in order of seed where they share none; Holm's correction is over
-the arms, per metric. Arms that are compared with a rival besides the baseline are a Holm family of
-their own. The test speaks of the trained runs, the interval of the recipe as well:
-`Comparison.better` asks both.
+p-values are of the paired group permutation test (`permutation`), on the runs whose seeds both arms
+have, or on runs in order of seed where they share none; Holm's and Benjamini and Hochberg's
+corrections are over the arms, per metric. Arms that are compared with a rival besides the baseline
+are a family of their own. The test speaks of the trained runs, the interval of the recipe as well:
+`Comparison.better` asks both. `Comparison.effect` is `hypothesis.paired_effect` over the seeds that
+both arms have.
 """
 
 import dataclasses
@@ -24,54 +26,23 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from lt_jax.evaluate import metrics, resampling
-
-# An interval is withheld when more resamples than this left the metric without a class.
-MAX_UNDEFINED = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """A metric of one arm over its seeds.
-
-    mean: None where the metric is undefined on this test set.
-    std: over seeds, n - 1 in the denominator; None for a single seed, which has no spread.
-    n: number of seeds. ci95: (low, high) for the mean over seeds, or None. values: one a seed.
-    """
-
-    mean: float | None
-    std: float | None
-    n: int
-    ci95: tuple[float, float] | None
-    values: tuple[float | None, ...]
-
-    def __post_init__(self) -> None:
-        """Refuses a mean over nothing and a spread that one seed cannot have."""
-        if self.n < 1 or self.n != len(self.values):
-            raise ValueError(f"n = {self.n} with {len(self.values)} values; takes one value a seed")
-        if (self.std is None) != (self.n == 1 or self.mean is None):
-            raise ValueError(f"std = {self.std} with n = {self.n}: a spread takes two seeds")
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """An arm minus the baseline: difference of means over seeds, interval, p, Holm's p, seeds."""
-
-    difference: float | None
-    ci95: tuple[float, float] | None
-    p: float | None
-    p_holm: float | None
-    n: int
-
-    def better(self, metric: str, alpha: float = 0.05) -> bool:
-        """Whether the arm beats the baseline: Holm's p below alpha AND the interval beyond zero.
-
-        Where either is missing the answer is no. For ECE "beyond" is below zero.
-        """
-        if self.p_holm is None or self.ci95 is None or self.p_holm >= alpha:
-            return False
-        low, high = self.ci95
-        return high < 0 if metric in metrics.LOWER_IS_BETTER else low > 0
+from lt_jax.evaluate import (
+    grouping,
+    hypothesis,
+    intervals,
+    metrics,
+    multiplicity,
+    permutation,
+    resampling,
+)
+from lt_jax.evaluate.grouping import Truth
+from lt_jax.evaluate.intervals import percentile_interval as percentile_interval
+from lt_jax.evaluate.multiplicity import holm as holm
+from lt_jax.evaluate.results import Comparison as Comparison
+from lt_jax.evaluate.results import Summary as Summary
+from lt_jax.evaluate.results import number
+from lt_jax.evaluate.results import summarise as summarise
+from lt_jax.evaluate.score_intervals import score_intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,62 +65,86 @@ class ArmPredictions:
 
 @dataclasses.dataclass(frozen=True)
 class ArmStatistics:
-    """Summaries by metric, recall of every class [m, k], comparisons with baseline and rival."""
+    """What the report says of an arm.
+
+    summaries: by metric. recall_per_class: [m, k]. comparisons, against_rival: with the baseline
+    and the rival, by metric. per_class: a summary a class, by the names of `metrics.PER_CLASS`.
+    score_intervals: see there.
+    """
 
     summaries: dict[str, Summary]
     recall_per_class: Float[np.ndarray, "m k"]
     comparisons: dict[str, Comparison]
     against_rival: dict[str, Comparison] = dataclasses.field(default_factory=dict)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the given order (Holm, 1979).
-
-    The j-th smallest of m becomes max over i <= j of min(1, (m - i + 1) p_(i)).
-    """
-    order = np.argsort(p, kind="stable")
-    adjusted, largest = [0.0] * len(p), 0.0
-    for i, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - i) * float(p[index])))
-        adjusted[index] = largest
-    return adjusted
-
-
-def percentile_interval(replicates: Float[np.ndarray, "r"]) -> tuple[float, float] | None:
-    """The 2.5% and 97.5% quantiles of the defined resamples; None if over 5% are undefined."""
-    defined = replicates[~np.isnan(replicates)]
-    if len(defined) < (1 - MAX_UNDEFINED) * len(replicates):
-        return None
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def summarise(
-    values: Float[np.ndarray, "m"], replicates: Float[np.ndarray, "r"] | None = None
-) -> Summary:
-    """Mean, spread and interval of a metric's values over seeds.
-
-    Args:
-      values: one a seed; NaN where the metric is undefined, which it then is for every seed.
-      replicates: bootstrap draws of the mean, or None for no interval.
-    """
-    n, defined = len(values), not np.isnan(values).any()
-    return Summary(
-        mean=float(np.mean(values)) if defined else None,
-        std=float(np.std(values, ddof=1)) if defined and n > 1 else None,
-        n=n,
-        ci95=percentile_interval(replicates) if defined and replicates is not None else None,
-        values=tuple(_number(value) for value in values),
+    per_class: dict[str, tuple[Summary, ...]] = dataclasses.field(default_factory=dict)
+    score_intervals: dict[str, "intervals.Interval | None"] = dataclasses.field(
+        default_factory=dict
     )
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _interval(ends: Float[np.ndarray, "2"]) -> tuple[float, float] | None:
+    return None if np.isnan(ends).any() else (float(ends[0]), float(ends[1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What intervals of an arm, and of its difference from another, are made of.
+
+    values: every row of `sums.all_rows` by run [Q, m]. draws: of their mean over runs [Q, r].
+    influence: of each group on that mean [Q, g], None where no method reads it.
+    """
+
+    seeds: tuple[int, ...]
+    values: Float[np.ndarray, "Q m"]
+    draws: Float[np.ndarray, "Q r"]
+    influence: Float[np.ndarray, "Q g"] | None
+
+    @property
+    def runs(self) -> Float[np.ndarray, "Q m"]:
+        """What each run contributes to the error of the mean."""
+        return (self.values - self.values.mean(axis=1, keepdims=True)) / len(self.seeds)
+
+    def intervals(self, method: str) -> Float[np.ndarray, "Q 2"]:
+        """Of the mean over runs, every row."""
+        both = None
+        if self.influence is not None:
+            both = np.concatenate([self.influence, self.runs], axis=1)
+        return intervals.of_draws(method, self.draws, self.values.mean(axis=1), both)
+
+    def difference(self, other: "Evidence", rows: int, method: str) -> Float[np.ndarray, "q 2"]:
+        """Of self minus other, the first `rows` rows."""
+        both = None
+        if self.influence is not None and other.influence is not None:
+            # Equal seeds are drawn alike, so that their runs' parts are those of differences.
+            paired = self.seeds == other.seeds
+            runs = [self.runs - other.runs] if paired else [self.runs, -other.runs]
+            both = np.concatenate([self.influence - other.influence, *runs], axis=1)[:rows]
+        estimates = (self.values.mean(axis=1) - other.values.mean(axis=1))[:rows]
+        draws = self.draws[:rows] - other.draws[:rows]
+        return intervals.of_draws(method, draws, estimates, both)
+
+
+def evidence(
+    arm: ArmPredictions, truth: Truth, resamples: int, seed: int, interval: str
+) -> Evidence:
+    """Values of an arm's runs and what their intervals take: see `Evidence`."""
+    found = metrics.parts(arm.probabilities, truth.labels, truth.bins, truth.specificity)
+    by_class = metrics.per_class(found)
+    values = [*metrics.from_parts(found, truth.class_groups).values()]
+    values += [by_class[name][:, c] for name in metrics.PER_CLASS for c in range(truth.k)]
+    weights = resampling.seed_weights(arm.seeds, resamples, seed)
+    runs = list(arm.probabilities)
+    influence = None
+    if interval == "bca":
+        left_out = resampling.jackknife(runs, truth)
+        influence = resampling.influence(left_out, grouping.group_classes(truth))
+    draws = resampling.bootstrap(runs, truth, resamples, seed, weights)
+    return Evidence(arm.seeds, np.stack(values), draws, influence)
 
 
 def analyse(
     arms: Sequence[ArmPredictions],
-    truth: resampling.Truth,
+    truth: Truth,
     baseline: str,
     *,
     rival: str | None = None,
@@ -157,6 +152,7 @@ def analyse(
     resamples: int = 2000,
     permutations: int = 2000,
     seed: int = 0,
+    interval: str = "percentile",
 ) -> dict[str, ArmStatistics]:
     """Everything the report says of the arms, by name.
 
@@ -165,88 +161,98 @@ def analyse(
       truth: labels and groups of the test set.
       baseline: the arm that the others are compared with.
       rival: a second arm, which the challengers are compared with; chosen without the test set.
-      challengers: names of arms; a Holm family apart from the baseline's.
+      challengers: names of arms; a family apart from the baseline's.
       resamples: bootstrap resamples.
       permutations: of the permutation test; 0 leaves the comparisons out.
       seed: of all draws.
+      interval: "percentile" or "bca".
     """
     names = [arm.name for arm in arms]
     if len(set(names)) != len(names) or baseline not in names:
         raise ValueError(f"baseline {baseline!r}: takes one of the distinct arms {names}")
-    draws = _draws_of_means(arms, truth, resamples, seed)
-    means, summaries = {}, {}
-    for arm in arms:
-        values = metrics.evaluate(arm.probabilities, truth.labels, truth.class_groups, truth.bins)
-        means[arm.name] = np.array([np.mean(values[name]) for name in metrics.METRICS])
-        summaries[arm.name] = {
-            name: summarise(values[name], draws[arm.name][q])
-            for q, name in enumerate(metrics.METRICS)
-        }
+    found = {arm.name: evidence(arm, truth, resamples, seed, interval) for arm in arms}
     compared, against = {}, {}
     if permutations:
-        pairs = _Pairs({arm.name: arm for arm in arms}, truth, means, draws, permutations, seed)
+        by_name = {arm.name: arm for arm in arms}
+        pairs = _Pairs(by_name, truth, found, permutations, seed, interval)
         compared = pairs.compare([name for name in names if name != baseline], baseline)
         if rival is not None:
             against = pairs.compare(challengers, rival)
     return {
-        arm.name: ArmStatistics(
-            summaries[arm.name],
-            metrics.recall_per_class(arm.probabilities, truth.labels),
-            compared.get(arm.name, {}),
-            against.get(arm.name, {}),
+        arm.name: _statistics(
+            arm, truth, found[arm.name], interval, compared.get(arm.name, {}), against
         )
         for arm in arms
     }
 
 
-def _draws_of_means(
-    arms: Sequence[ArmPredictions], truth: resampling.Truth, resamples: int, seed: int
-) -> dict[str, Float[np.ndarray, "q r"]]:
-    """Bootstrap draws of each arm's mean over seeds: groups and runs resampled."""
-    runs = [run for arm in arms for run in arm.probabilities]
-    replicates = resampling.bootstrap(runs, truth, resamples, seed)
-    draws, start = {}, 0
-    for arm in arms:
-        mine = replicates[start : start + len(arm.seeds)]
-        weights = resampling.seed_weights(arm.seeds, resamples, seed)
-        draws[arm.name] = np.einsum("mqr,mr->qr", mine, weights)
-        start += len(arm.seeds)
-    return draws
+def _statistics(
+    arm: ArmPredictions,
+    truth: Truth,
+    found: Evidence,
+    interval: str,
+    compared: dict[str, Comparison],
+    against: dict[str, dict[str, Comparison]],
+) -> ArmStatistics:
+    ends = found.intervals(interval)
+    rows = [summarise(v, ci95=_interval(e)) for v, e in zip(found.values, ends, strict=True)]
+    q, k = len(metrics.METRICS), truth.k
+    by_class = {
+        name: tuple(rows[q + i * k : q + (i + 1) * k]) for i, name in enumerate(metrics.PER_CLASS)
+    }
+    return ArmStatistics(
+        dict(zip(metrics.METRICS, rows[:q], strict=True)),
+        metrics.recall_per_class(arm.probabilities, truth.labels),
+        compared,
+        against.get(arm.name, {}),
+        by_class,
+        score_intervals(arm.probabilities, truth),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pairs:
-    """What a comparison of any two arms takes: arms, means [q] and draws [q, r] by name."""
+    """What a comparison of any two arms takes: arms and what is known of them, by name."""
 
     arms: dict[str, ArmPredictions]
-    truth: resampling.Truth
-    means: dict[str, np.ndarray]
-    draws: dict[str, np.ndarray]
+    truth: Truth
+    found: dict[str, Evidence]
     permutations: int
     seed: int
+    interval: str
 
     def compare(self, names: Sequence[str], reference: str) -> dict[str, dict[str, Comparison]]:
-        """Every named arm minus the reference, by metric; one Holm family a metric."""
+        """Every named arm minus the reference, by metric; one family a metric."""
         matched = {name: _matched_runs(self.arms[name], self.arms[reference]) for name in names}
         p = {
-            name: resampling.permutation(runs, self.truth, self.permutations, self.seed)
+            name: permutation.permutation(runs, self.truth, self.permutations, self.seed)
             for name, runs in matched.items()
         }
+        q, theirs = len(metrics.METRICS), self.found[reference]
+        ends = {name: self.found[name].difference(theirs, q, self.interval) for name in names}
         compared: dict[str, dict[str, Comparison]] = {name: {} for name in names}
-        for q, metric in enumerate(metrics.METRICS):
-            defined = [name for name in names if not np.isnan(p[name][q])]
-            adjusted = dict(zip(defined, holm([p[name][q] for name in defined]), strict=True))
+        for row, metric in enumerate(metrics.METRICS):
+            adjusted = multiplicity.adjust({name: number(p[name][row]) for name in names})
             for name in names:
-                difference = self.means[name][q] - self.means[reference][q]
-                interval = percentile_interval(self.draws[name][q] - self.draws[reference][q])
+                mine = self.found[name]
+                difference = float(mine.values[row].mean() - theirs.values[row].mean())
                 compared[name][metric] = Comparison(
-                    difference=_number(difference),
-                    ci95=None if math.isnan(difference) else interval,
-                    p=_number(p[name][q]),
-                    p_holm=adjusted.get(name),
+                    difference=number(difference),
+                    ci95=None if math.isnan(difference) else _interval(ends[name][row]),
+                    p=number(p[name][row]),
+                    p_holm=adjusted[name][0],
                     n=len(matched[name]),
+                    p_bh=adjusted[name][1],
+                    effect=hypothesis.paired_effect(_by_seed(mine, theirs, row)),
                 )
         return compared
+
+
+def _by_seed(mine: Evidence, theirs: Evidence, row: int) -> Float[np.ndarray, "m"]:
+    """Differences of the seeds that both have."""
+    common = [s for s in mine.seeds if s in theirs.seeds]
+    pick = lambda found: found.values[row, [found.seeds.index(s) for s in common]]
+    return pick(mine) - pick(theirs)
 
 
 def _matched_runs(

@@ -1,16 +1,22 @@
 """One table writer for terminal, Markdown, LaTeX and JSON: no mean without spread and n.
 
-Cells are text, integers, `Summary` or `Comparison`. A bare float, or text that is one, is refused:
-a mean comes with its spread over seeds and their number, and a single seed is marked as such.
+Cells are text, integers, `Summary`, `Comparison`, `Proportion`, `McNemar`, `DeLong` or `FoldTest`.
+A bare float, or text that is one, is refused: a mean comes with its spread over seeds and their
+number, a share with its numerator and denominator, a p-value with the estimate that it is of, and a
+single seed is marked as such.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lt_jax.evaluate.statistics import Comparison, Summary
+from lt_jax.evaluate.hypothesis import DeLong, FoldTest, McNemar
+from lt_jax.evaluate.intervals import Proportion
+from lt_jax.evaluate.results import Comparison, Summary
 
-Cell = str | int | Summary | Comparison
+Estimate = Summary | Comparison | Proportion | McNemar | DeLong | FoldTest
+Cell = str | int | Estimate
 
 ONE_SEED = "one seed: no spread over seeds, and the interval says nothing of training noise"
 UNDEFINED = "n/a"
@@ -25,6 +31,12 @@ TITLES = {
     "recall_head": "Recall head",
     "recall_medium": "Recall medium",
     "recall_tail": "Recall tail",
+    "brier": "Brier (lower is better)",
+    "log_loss": "Log loss (lower is better)",
+    "sensitivity_at_specificity": "Sens. at fixed spec.",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "sensitivity": "Sensitivity",
 }
 
 
@@ -51,12 +63,14 @@ class Table:
                 if not isinstance(cell, Cell) or isinstance(cell, bool) or _is_fraction(cell):
                     raise TypeError(
                         f"row {i}, column {column!r}: got {cell!r}; a cell is text, an integer, a "
-                        "Summary (mean with std and n) or a Comparison, never a bare number"
+                        "Summary (mean with std and n), a Comparison, a Proportion or a test, "
+                        "never a bare number"
                     )
 
     def has_single_seed(self) -> bool:
         """Whether any cell rests on one seed."""
-        return any(getattr(cell, "n", 0) == 1 for row in self.rows for cell in row)
+        cells = [cell for row in self.rows for cell in row]
+        return any(cell.n == 1 for cell in cells if isinstance(cell, Summary | Comparison))
 
 
 def _is_fraction(cell: Cell) -> bool:
@@ -70,16 +84,50 @@ def _is_fraction(cell: Cell) -> bool:
 
 
 def format_cell(cell: Cell, digits: int = 3) -> str:
-    """One cell as text: `0.732 ± 0.006 (n=3)`, `0.732 (n=1*)`, or `comparison_parts`."""
-    if isinstance(cell, Summary):
-        if cell.mean is None:
+    """One cell as text: `0.732 ± 0.006 (n=3)`, `0.732 (n=1*)`, `45/50 = 0.900 [0.786, 0.957]`, or
+    an estimate with its interval, p-values and n."""
+    match cell:
+        case Summary(mean=None):
             return UNDEFINED
-        if cell.std is None:
+        case Summary(std=None):
             return f"{cell.mean:.{digits}f} (n=1*)"
-        return f"{cell.mean:.{digits}f} ± {cell.std:.{digits}f} (n={cell.n})"
-    if isinstance(cell, Comparison):
-        return ", ".join(part for part in comparison_parts(cell, digits) if part)
+        case Summary():
+            return f"{cell.mean:.{digits}f} ± {cell.std:.{digits}f} (n={cell.n})"
+        case Comparison():
+            more = "" if cell.effect is None else f"g_z={cell.effect:+.2f}"
+            parts = (*comparison_parts(cell, digits), _bh(cell), more)
+            return ", ".join(part for part in parts if part)
+        case Proportion():
+            share = f"{cell.share:.{digits}f} {format_interval(cell.ci95, digits)}"
+            return f"{cell.successes}/{cell.n} = {share}"
+        case McNemar() | DeLong() | FoldTest():
+            return _format_test(cell, digits)
     return str(cell)
+
+
+def _bh(cell: Comparison | McNemar | DeLong) -> str:
+    return "" if cell.p_bh is None else f"BH {format_p(cell.p_bh)}"
+
+
+def _format_test(cell: McNemar | DeLong | FoldTest, digits: int) -> str:
+    """`b : c alone right, odds ratio 2.4 [1.1, 5.3], p=0.03 (n=200)`, or a difference as above."""
+    if isinstance(cell, McNemar):
+        odds = UNDEFINED if cell.odds_ratio is None else f"{cell.odds_ratio:.2g}"
+        if cell.odds_ci95 is not None:
+            low, high = cell.odds_ci95
+            odds += f" [{low:.2g}, {'inf' if high is None else format(high, '.2g')}]"
+        estimate = f"{cell.first_only} : {cell.second_only} alone right, odds ratio {odds}"
+        n = f"n={cell.n}" if cell.groups == cell.n else f"n={cell.n} in {cell.groups} groups"
+    else:
+        estimate = f"{cell.difference:+.{digits}f} {format_interval(cell.ci95, digits)}"
+        n = f"n={cell.n} folds" if isinstance(cell, FoldTest) else ""
+    if isinstance(cell, DeLong):
+        n = f"n={cell.positives}+{cell.negatives}"
+    p = format_p(cell.p)
+    if not isinstance(cell, FoldTest):
+        corrected = ("" if cell.p_holm is None else f"Holm {format_p(cell.p_holm)}", _bh(cell))
+        p = ", ".join(part for part in (p, *corrected) if part)
+    return f"{estimate}, {p} ({n})"
 
 
 def comparison_parts(cell: Comparison, digits: int = 3) -> tuple[str, str]:
@@ -128,25 +176,44 @@ def _note(table: Table, escape: str) -> list[str]:
 
 def to_markdown(table: Table) -> str:
     """For a README."""
-    escape: Callable[[str], str] = lambda text: text.replace("|", "\\|").replace("*", "\\*")
-    lines = [table.columns, ["---"] * len(table.columns)]
-    lines += [[escape(format_cell(cell, table.digits)) for cell in row] for row in table.rows]
+    lines = [[_markdown(column) for column in table.columns], ["---"] * len(table.columns)]
+    lines += [[_markdown(format_cell(cell, table.digits)) for cell in row] for row in table.rows]
     body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([*_caption(table), *body, *_note(table, "\\")])
 
 
+def _markdown(text: str) -> str:
+    text = re.sub(r"([\\|*`<])", r"\\\1", text.replace("\n", " "))
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it means nothing
+
+
+# Every character that TeX reads as something else, or that its first font encoding lacks.
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+    | {"<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}"}
+    | {"±": "$\\pm$", "\n": " "}
+)
+
+
 def to_latex(table: Table) -> str:
-    """For a paper: a booktabs tabular."""
-    special = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"})
-    head = " & ".join(column.translate(special) for column in table.columns)
-    special[ord("±")] = "$\\pm$"
-    rows = [
-        " & ".join(format_cell(cell, table.digits).translate(special) for cell in row)
-        for row in table.rows
-    ]
-    lines = [f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}", "\\toprule", f"{head} \\\\"]
-    lines += ["\\midrule", *(f"{row} \\\\" for row in rows), "\\bottomrule", "\\end{tabular}"]
-    return "\n".join(lines + [f"% * {ONE_SEED}"] * table.has_single_seed())
+    """For a paper: a booktabs tabular, the note on single seeds below it."""
+    width = len(table.columns)
+    head = " & ".join(column.translate(_LATEX) for column in table.columns)
+    rows = [" & ".join(_latex_cell(cell, table.digits) for cell in row) for row in table.rows]
+    lines = [f"\\begin{{tabular}}{{{'l' * width}}}", "\\toprule", f"{head} \\\\"]
+    lines += ["\\midrule", *(f"{row} \\\\" for row in rows), "\\bottomrule"]
+    if table.has_single_seed():
+        lines += [f"\\multicolumn{{{width}}}{{l}}{{\\footnotesize * {ONE_SEED}}} \\\\"]
+    return "\n".join([*lines, "\\end{tabular}"])
+
+
+def _latex_cell(cell: Cell, digits: int) -> str:
+    text = format_cell(cell, digits).translate(_LATEX)
+    if isinstance(cell, str):
+        # A row's first cell could else be read as the length that \\ takes: \\ [b].
+        return f"{{{text}}}" if text.startswith(("[", "*")) else text
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
 
 
 def to_json(table: Table) -> list[dict[str, Any]]:
@@ -159,8 +226,10 @@ def to_json(table: Table) -> list[dict[str, Any]]:
 
 def cell_to_json(cell: Cell) -> Any:
     """A cell as plain JSON values; intervals become lists."""
-    if isinstance(cell, Summary | Comparison):
+    if isinstance(cell, Estimate):
         fields = dataclasses.asdict(cell)
+        if isinstance(cell, Proportion):
+            fields |= {"share": cell.share, "ci95": cell.ci95}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     return cell
 

@@ -54,6 +54,27 @@ def apply(
     return module.apply({"params": params}, *args, rngs=rngs, **static)
 
 
+def outputs_of(
+    module: nn.Module, params: PyTree, *args: Any, name: str, **static: Any
+) -> dict[str, Any]:
+    """What the submodules called `name` put out when a network is run, by their path.
+
+    The network computes what `apply` does: its numbers are looked at, not changed.
+
+    Args: as of `apply`.
+    """
+    _, state = module.apply(
+        {"params": params},
+        *args,
+        capture_intermediates=lambda part, method: part.name == name and method == "__call__",
+        mutable=["intermediates"],
+        **static,
+    )
+    leaves = jax.tree_util.tree_flatten_with_path(state["intermediates"])[0]
+    # Paths end in the method's name and the number of the call.
+    return {"/".join(str(key.key) for key in path[:-2]): leaf for path, leaf in leaves}
+
+
 def count(params: PyTree) -> int:
     """The number of parameters in a tree of arrays or of their shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

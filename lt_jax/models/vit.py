@@ -117,6 +117,16 @@ class ViT(nn.Module):
         Raises:
           ConfigError: the patch does not divide the image, or the sizes do not fit each other.
         """
+        x = self.encode(images, train=train)
+        features = x.mean(axis=1) if self.config.pool == "gap" else x[:, 0]
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
+        return head(features), features
+
+    def encode(self, images: Images, *, train: bool) -> Float[Array, "b t d"]:
+        """The tokens after the last norm, float32, that of the class first where there is one.
+
+        For compact methods, as `__call__` is: layers that it makes are of the caller's module.
+        """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         size = size_of(config)
         x = self._tokens(images.astype(dtype), size.width)
@@ -126,10 +136,7 @@ class ViT(nn.Module):
                 size.heads, size.mlp, config.dropout, float(rate), dtype, name=f"block_{i}"
             )
             x = block(x, train=train)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x).astype(jnp.float32)
-        features = x.mean(axis=1) if config.pool == "gap" else x[:, 0]
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")
-        return head(features), features
+        return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x).astype(jnp.float32)
 
     def _tokens(self, images: Images, width: int) -> Float[Array, "b t d"]:
         patch = self.config.patch_size

@@ -57,13 +57,26 @@ def by_hand(name):
         others = np.exp(LOGITS).sum(1) - np.exp(LOGITS[rows, LABELS])
         true = np.exp(LOGITS[rows, LABELS] - margin)
         return -np.log(true / (true + others))
-    if name == "balanced_softmax":
+    if name in ("balanced_softmax", "lade"):
         weighted = COUNTS * np.exp(LOGITS)
-        return -np.log(weighted[rows, LABELS] / weighted.sum(1))
+        balanced = -np.log(weighted[rows, LABELS] / weighted.sum(1))
+        return balanced if name == "balanced_softmax" else balanced + 0.1 * bounds().sum()
     prior = COUNTS / COUNTS.sum()  # logit_adjusted, as Menon et al. write equation 10: pairwise
     ratio = prior[None, :] / prior[LABELS][:, None]
     difference = LOGITS - LOGITS[rows, LABELS][:, None]
     return np.log((ratio * np.exp(difference)).sum(1))
+
+
+def bounds(logits=LOGITS, labels=LABELS, counts=COUNTS, mean=np.mean):
+    """Hong et al. 2021, equations 7 and 8, class by class: pi_c times its regularised bound."""
+    prior, k = counts / counts.sum(), len(counts)
+    found = []
+    for c in range(k):
+        weighted = [np.exp(z[c]) / (k * prior[y]) for z, y in zip(logits, labels, strict=True)]
+        second = np.mean(weighted)
+        first = mean([z[c] for z, y in zip(logits, labels, strict=True) if y == c])
+        found.append(prior[c] * (-first + np.log(second) + 0.1 * np.log(second) ** 2))
+    return np.array(found)
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -230,7 +243,7 @@ def test_residual_is_finite_for_a_class_without_images(name):
 
 
 def test_residual_is_none_where_the_loss_corrects_and_unknown_losses_are_refused():
-    for name in ("balanced_softmax", "inverse_weighted", "logit_adjusted"):
+    for name in ("balanced_softmax", "inverse_weighted", "logit_adjusted", "lade"):
         np.testing.assert_array_equal(losses.residual_log_prior(name, COUNTS), 0.0)
     with pytest.raises(ValueError, match="no loss 'hinge'"):
         losses.residual_log_prior("hinge", COUNTS)
@@ -252,7 +265,33 @@ def test_class_without_images_and_extreme_logits_stay_finite(name, progress):
     assert np.isfinite(losses.make(name)(z, jnp.full(4, 2), counts, progress)).all()
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+def test_lade_is_minimal_at_the_log_likelihood_ratio():
+    """A batch that is the population: the risk is stationary at log p(x | y) / p(x), balanced."""
+    # [x, y] counts, so that p(x | y) is exact; of 12, 6, 6 and 5 images.
+    joint = np.array([[6, 1, 1, 1], [3, 3, 1, 2], [2, 1, 1, 1], [1, 1, 3, 1]])
+    counts = joint.sum(axis=0).astype(np.float32)
+    likelihood = joint / joint.sum(axis=0)
+    labels = np.repeat(np.tile(np.arange(4), 4), joint.ravel())
+    rows = np.repeat(np.repeat(np.arange(4), 4), joint.ravel())
+
+    def slope(z):
+        risk = lambda z: losses.lade(z[rows], jnp.asarray(labels), jnp.asarray(counts), END).mean()
+        return float(jnp.abs(jax.grad(risk)(jnp.asarray(z, jnp.float32))).max())
+
+    ratio = np.log(likelihood / likelihood.mean(axis=1, keepdims=True))
+    assert slope(ratio) < 1e-5
+    # Balanced softmax is as well off with a constant added to a row; the bounds are not.
+    assert slope(ratio + 0.5) > 1e-3
+
+
+def test_lade_leaves_out_classes_that_the_batch_lacks():
+    labels = np.array([0, 1, 0, 3, 3, 0])
+    known = np.nansum(bounds(labels=labels, mean=lambda x: np.mean(x) if x else np.nan))
+    expected = 0.1 * known + run(losses.balanced_softmax, labels=labels)
+    np.testing.assert_allclose(run(losses.lade, labels=labels), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(losses.LOSSES) - {"lade"}))
 def test_example_is_its_own_whatever_the_batch(name):
     loss = losses.make(name)
     whole = run(loss, progress=END)

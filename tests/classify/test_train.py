@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lt_jax.classify import train
+from lt_jax.classify import history, train
 from lt_jax.config import (
     AugmentConfig,
     ClassifierConfig,
@@ -222,13 +222,14 @@ def live(mixed, tmp_path_factory):
 
 
 def shares_of(folder, mixed, controller):
-    return [m.share.tolist() for m in train.mixtures(folder, controller, mixed, RECIPE.rounds)]
+    mixtures = history.mixtures(folder, controller, mixed, RECIPE.rounds)
+    return [mixture.share.tolist() for mixture in mixtures]
 
 
 def test_feedback_is_of_policy_val_alone(mixed, live):
     folder, params = live
     forward = train.predict.make_forward(RECIPE.model, 3, mesh.make_mesh(1))
-    told = train.measure(forward, params, mixed, RECIPE.batch_size)
+    told = history.measure(forward, params, mixed, RECIPE.batch_size)
     logits, _ = train.predict.predict(forward, params, mixed.real, mixed.policy_rows, 16)
     p = np.exp(logits.astype(float))
     p /= p.sum(axis=1)[:, None]
@@ -243,15 +244,15 @@ def test_feedback_is_of_policy_val_alone(mixed, live):
     last = json.loads((folder / "history.json").read_text())[-1]
     assert last == {name: array.tolist() for name, array in vars(told).items()}
     val = dataclasses.replace(mixed, val_rows=mixed.val_rows[:0], val_labels=mixed.val_labels[:0])
-    again = train.measure(forward, params, val, RECIPE.batch_size)
+    again = history.measure(forward, params, val, RECIPE.batch_size)
     assert again.recall.tolist() == told.recall.tolist()
 
 
 def test_a_controller_is_told_the_losses_of_some_train_images(mixed, live, monkeypatch):
-    monkeypatch.setattr(train, "LOOKED_AT", 4)
+    monkeypatch.setattr(history, "LOOKED_AT", 4)
     forward = train.predict.make_forward(RECIPE.model, 3, mesh.make_mesh(1))
     some = dataclasses.replace(mixed, extra_rows=[*mixed.extra_rows[:2], np.zeros(0, int)])
-    told = train.measure(forward, live[1], some, RECIPE.batch_size)
+    told = history.measure(forward, live[1], some, RECIPE.batch_size)
 
     def mean_loss(images, rows, label):
         logits, _ = train.predict.predict(forward, live[1], images, rows, 16)
@@ -265,7 +266,7 @@ def test_a_controller_is_told_the_losses_of_some_train_images(mixed, live, monke
         np.testing.assert_allclose(told.synthetic_loss[label], expected, rtol=1e-5)
     assert np.isnan(told.synthetic_loss[2])
     alone = dataclasses.replace(mixed, extra=None, extra_rows=None)
-    told = train.measure(forward, live[1], alone, RECIPE.batch_size)
+    told = history.measure(forward, live[1], alone, RECIPE.batch_size)
     assert np.isnan(told.synthetic_loss).all() and np.isfinite(told.real_loss).all()
 
 
@@ -292,7 +293,7 @@ def test_a_replayed_schedule_equals_the_live_run(mixed, live, tmp_path):
 
 
 def interrupt(monkeypatch, where, when):
-    """Raises KeyboardInterrupt at the `when`-th call of an attribute of `train`, or of its loop."""
+    """Raises KeyboardInterrupt at the `when`-th call of a module's or class's attribute."""
     owner, name = where
     original, calls = getattr(owner, name), []
 
@@ -310,8 +311,8 @@ def interrupt(monkeypatch, where, when):
     [
         ((train.MixedStream, "__next__"), 4),  # in the first round, before any feedback
         ((train.MixedStream, "__next__"), 12),  # in mid-round, after a checkpoint there
-        ((train, "measure"), 2),  # at a round's end, before it is told
-        ((train, "_keep"), 2),  # told, not yet written
+        ((history, "measure"), 2),  # at a round's end, before it is told
+        ((history, "keep"), 2),  # told, not yet written
         # Written, but the checkpoint at the round's end is not: steps 5, 8, 10, 15, then 16.
         ((train.loop.Loop, "save"), 5),
     ],

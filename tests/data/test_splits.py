@@ -133,5 +133,5 @@ def test_a_class_too_small_for_the_folds_is_named():
     groups = [f"g{i}" for i in range(36)]
     config = SplitConfig(folds=5)
     splits.split_groups(labels, groups, config, ("a", "b"))  # 6: two test, four for the rest
-    with pytest.raises(splits.SplitError, match="class 'b' has 4 group.*test split of 5 folds"):
+    with pytest.raises(splits.SplitError, match=r"class 'b' has 4 group.*test split of 5 folds"):
         splits.split_groups(labels[:34], groups[:34], config, ("a", "b"))

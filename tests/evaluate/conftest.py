@@ -12,6 +12,32 @@ CLASSES = ("nv", "mel", "bkl & <b>", "df")
 K = len(CLASSES)
 
 
+def section(html, name):
+    """A section of the page, from its heading to the next one."""
+    return html[html.index(f'<h2 id="{name}">') :].split("<h2 ")[1]
+
+
+def laid_out(figure):
+    """The images and the words of a sheet of tiles: (x, y, pixels) and (x, y, text), from the top.
+
+    x and y are in inches, of an image's upper left.
+    """
+    (axes,) = figure.axes
+    images = [(*image.get_extent()[::3], np.asarray(image.get_array())) for image in axes.images]
+    words = [(*text.get_position(), text.get_text()) for text in axes.texts]
+    return images, words
+
+
+def above(images, words, pixels):
+    """The image right above the one of these pixels, and the words right above both."""
+    (at,) = [i for i, image in enumerate(images) if np.array_equal(image[2], pixels)]
+    x, y, _ = images[at]
+    higher = [image for image in images if abs(image[0] - x) < 1e-6 and image[1] < y - 1e-6]
+    highest = max(higher, key=lambda image: image[1]) if higher else (x, y, None)
+    near = [word for word in words if abs(word[0] - x) < 1e-6 and 0 < y - word[1] < 1.2]
+    return highest[2], max(near, key=lambda word: word[1])[2] if near else ""
+
+
 def make_arm(name, seeds, labels, val_labels, strength, uses_pool=False):
     """Labels of test, of val, and for policy_val half of those of val."""
     runs = []

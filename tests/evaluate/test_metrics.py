@@ -22,6 +22,12 @@ def draw(seed=0, n=200, m=3, coarse=False):
     return metrics.softmax(logits), labels
 
 
+def at_specificity(positive, score, specificity):
+    """From scikit-learn's curve: the best point at that specificity or above."""
+    false, true, _ = sk.roc_curve(positive, score, drop_intermediate=False)
+    return true[false <= 1 - specificity + 1e-9].max()
+
+
 @pytest.mark.parametrize("coarse", [False, True])
 def test_metrics_equal_scikit_learn(coarse):
     probabilities, labels = draw(coarse=coarse)
@@ -40,6 +46,11 @@ def test_metrics_equal_scikit_learn(coarse):
             "recall_head": recall[0],
             "recall_medium": recall[1:3].mean(),
             "recall_tail": recall[3:].mean(),
+            "brier": ((p - onehot) ** 2).sum(axis=1).mean(),
+            "log_loss": -np.log(np.maximum((p * onehot).sum(axis=1), 1e-12)).mean(),
+            "sensitivity_at_specificity": np.mean(
+                [at_specificity(onehot[:, c], p[:, c], 0.9) for c in range(K)]
+            ),
         }
         for name, value in expected.items():
             np.testing.assert_allclose(got[name][i], value, rtol=1e-9, err_msg=name)
@@ -133,3 +144,63 @@ def test_logit_adjustment_moves_a_calibrated_model_to_the_balanced_posterior():
     np.testing.assert_array_equal(metrics.logit_adjust(logits, np.log(prior), 0.0), logits)
     with pytest.raises(ValueError, match=r"classes \[1\]"):
         metrics.logit_adjust(logits, np.array([0.0, -np.inf, 0, 0, 0]), 1.0)
+
+
+def binary(positives, negatives):
+    """Two classes; the scores are those of the second."""
+    score = np.array([*positives, *negatives], float)
+    labels = np.repeat([1, 0], [len(positives), len(negatives)])
+    return np.stack([1 - score, score], axis=1), labels
+
+
+@pytest.mark.parametrize(
+    ("specificity", "expected"),
+    [(0.0, 1.0), (0.5, 1.0), (0.74, 2 / 3), (0.75, 2 / 3), (0.76, 1 / 3), (1.0, 1 / 3)],
+)
+def test_sensitivity_takes_the_best_threshold_at_that_specificity(specificity, expected):
+    p, labels = binary([0.9, 0.6, 0.3], [0.7, 0.4, 0.2, 0.1])
+    found = metrics.per_class(metrics.parts(p, labels, 15, specificity))
+    np.testing.assert_allclose(found["sensitivity_at_specificity"][1], expected)
+    np.testing.assert_allclose(expected, at_specificity(labels, p[:, 1], specificity))
+
+
+def test_ties_and_an_unreachable_specificity_cost_sensitivity():
+    # The tied negative passes with the positive: specificity 3 / 4, and no threshold in between.
+    p, labels = binary([0.9, 0.6], [0.9, 0.4, 0.2, 0.1])
+    at = lambda s: metrics.per_class(metrics.parts(p, labels, 15, s))
+    np.testing.assert_allclose(at(0.75)["sensitivity_at_specificity"][1], 1.0)
+    np.testing.assert_allclose(at(0.8)["sensitivity_at_specificity"][1], 0.0)
+    same, labels = binary([0.5] * 3, [0.5] * 5)
+    found = metrics.per_class(metrics.parts(same, labels))
+    np.testing.assert_allclose(found["sensitivity_at_specificity"], [0.0, 0.0])
+    np.testing.assert_allclose(found["auroc"], [0.5, 0.5])
+    np.testing.assert_allclose(found["auprc"], [5 / 8, 3 / 8])
+
+
+def test_brier_equals_scikit_learn():
+    probabilities, labels = draw()
+    expected = [sk.brier_score_loss(labels, p, scale_by_half=False) for p in probabilities]
+    np.testing.assert_allclose(metrics.brier(probabilities, labels), expected)
+
+
+def test_log_loss_equals_scikit_learn_and_one_sure_mistake_is_finite():
+    probabilities, labels = draw()
+    expected = [sk.log_loss(labels, p) for p in probabilities]
+    np.testing.assert_allclose(metrics.log_loss(probabilities, labels), expected)
+    wrong = np.eye(2)[[1, 0]]
+    assert metrics.log_loss(wrong, np.array([0, 1])) == -np.log(metrics.LEAST_PROBABILITY)
+
+
+def test_logits_are_adjusted_by_one_prior_or_by_each_images_own():
+    logits, priors = np.zeros((2, 3, 2)), np.log([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]])
+    own = metrics.logit_adjust(logits, priors, 1.0)
+    for i, prior in enumerate(priors):
+        np.testing.assert_array_equal(own[:, i], metrics.logit_adjust(logits, prior, 1.0)[:, i])
+    with pytest.raises(ValueError, match=r"log_prior of classes \[1\] is not finite"):
+        metrics.logit_adjust(logits, np.array([[0, -np.inf], [0, 0], [0, 0]]), 1.0)
+
+
+def test_brier_of_the_extremes():
+    right, labels = binary([1.0], [0.0])
+    assert metrics.brier(right, labels) == 0 and metrics.brier(1 - right, labels) == 2
+    np.testing.assert_allclose(metrics.brier(np.full((2, 2), 0.5), labels), 0.5)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lt_jax import reporting
+from lt_jax.config import ArmConfig
 from lt_jax.data.manifest import ManifestError
 from lt_jax.evaluate import figures, inputs, metrics, mixing, mixing_figures, report, tables
-from tests.evaluate.conftest import CLASSES, make_inputs
+from tests.evaluate.conftest import CLASSES, make_inputs, section
 
 OBSERVATIONS = ("recall", "log_count", "progress")
 RULES = ("policy", "random_search", "fixed 0", "fixed 0.4")
@@ -32,7 +33,7 @@ def make_learning(seeds=(0, 1, 2), updates=40):
 
 
 def cut(html):
-    return html[html.index('<h2 id="mixing">') : html.index('<h2 id="curves">')]
+    return section(html, "mixing")
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +81,15 @@ def test_classes_stand_by_count_and_only_the_rarest_of_many():
 
 
 def test_the_heat_map_holds_the_mean_shares_by_class_and_round(tmp_path):
-    made = dict(mixing_figures.figures_of(make_inputs(), 3))
-    assert list(made) == ["mixing_shares"]
-    panel = made["mixing_shares"].axes[0]
+    (made,) = mixing_figures.pictures(make_inputs(), 3)
+    assert made.name == "mixing_shares"
+    panel = made.figure.axes[0]
     expected = np.array([[0.1, 0.2, 0.5], [0.1, 0.2, 0.3]]).T + 0.01  # the three rarest of four
     np.testing.assert_allclose(panel.images[0].get_array(), expected)
     labels = [text.get_text() for text in panel.get_yticklabels()]
     assert labels == ["mel (100)", "bkl & <b> (50)", "df (10)"]
     assert panel.get_title(loc="left") == "synthetic (n=3)"
-    figures.save(made["mixing_shares"], tmp_path / "figure.png")
+    figures.save(made.figure, tmp_path / "figure.png")
 
 
 def test_many_arms_classes_and_rounds_are_drawn_on_one_scale(tmp_path):
@@ -132,10 +133,10 @@ def test_without_policy_val_there_is_no_gap_but_val_and_test_stand(tmp_path):
     arm = returned["arms"][0]
     assert arm["policy_val_balanced_accuracy"] is None and arm["policy_val_minus_test"] is None
     assert arm["val_balanced_accuracy"]["n"] == 2
-    section = cut((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "policy_val is empty here" in section
-    assert section.count(f"<td>{tables.UNDEFINED}</td>") == 2 * len(made.arms)
-    assert "No policy was learned" in section and returned["mixing"] is None
+    part = cut((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "policy_val is empty here" in part
+    assert part.count(f"<td>{tables.UNDEFINED}</td>") == 2 * len(made.arms)
+    assert "No policy was learned" in part and returned["mixing"] is None
 
 
 def test_classes_without_a_policy_val_image_are_named(tmp_path):
@@ -188,27 +189,28 @@ def test_importance_is_sorted_and_curves_keep_what_is_undefined_as_null(written)
 def test_the_page_has_the_section_with_every_figure_and_its_numbers(written):
     returned, out, _ = written
     html = (out / "report.html").read_text(encoding="utf-8")
-    section = cut(html)
-    assert section.count("<img") == 3 and section.count("<details>") == 4
+    part = cut(html)
+    assert part.count("<img") == 3 and part.count("<details>") == 4
+    assert part.count("The numbers: ") == 3
     for name in ("shares", "curves", "importance"):
         assert (out / "figures" / f"mixing_{name}.png").exists()
     for text in (
         "<th>df</th><td>0.51 ± 0.01 (n=3)</td><td>0.31 ± 0.01 (n=3)</td>",
         "<th>policy, acting</th><td>0.0100 ± 0.0100 (n=3)</td><td>-0.2000 ± 0.0000 (n=3)</td>",
         "<td>0.0100 ± 0.0200 (32 episodes)</td>",
-        "<th>log_count</th><td>0.5100 ± 0.0100 (n=3)</td>",
+        "<th>log_<wbr>count</th><td>0.5100 ± 0.0100 (n=3)</td>",
         "<th>2560</th>",  # the last update
         "measured on policy_val, with which the policy was trained",
         "3 policies were learned, each from 2,560 trainings",
         "the mean over the n classifier seeds",
     ):
-        assert text in section
-    assert f"<td>{tables.UNDEFINED}</td>" in section  # of the first explained variance
-    rows = section[section.index("Reward overfitting") :]
+        assert text in part
+    assert f"<td>{tables.UNDEFINED}</td>" in part  # of the first explained variance
+    rows = part[part.index("Reward overfitting") :]
     for arm in returned["arms"]:
         gap = arm["policy_val_minus_test"]
         cell = f"<td>{gap['mean']:.3f} ± {gap['std']:.3f} (n=3)</td>"
-        assert f"<th>{arm['name']}</th>" in rows and cell in rows
+        assert f"<th>{arm['name']}</th>".replace("_", "_<wbr>") in rows and cell in rows
     assert "http" not in html and "<script" not in html
 
 
@@ -237,10 +239,10 @@ def test_one_seed_is_marked_and_has_no_band(tmp_path):
     kept = returned["mixing"]
     assert kept["returns"]["policy"]["std"] is None and kept["curves"]["kl"]["std"] is None
     assert returned["arms"][0]["policy_val_minus_test"]["std"] is None
-    section = cut((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "±" not in section.replace("Mean ± standard", "").replace("± 0.0200 (32 episodes)", "")
-    assert "1 policy was learned" in section
-    assert section.count(tables.ONE_SEED) == 5  # all tables but that of episodes
+    part = cut((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "±" not in part.replace("Mean ± standard", "").replace("± 0.0200 (32 episodes)", "")
+    assert "1 policy was learned" in part
+    assert part.count(tables.ONE_SEED) == 5  # all tables but that of episodes
     assert not mixing_figures.reward_curves(learning).axes[0].collections
 
 
@@ -306,7 +308,7 @@ def test_tables_of_many_rounds_and_updates_keep_first_and_last():
         (lambda run: {"shares": np.zeros((3, K))}, "as many rounds of 4 classes"),
         (lambda run: {"shares": None}, "as many rounds of 4 classes"),
         (lambda run: {"policy_val_logits": np.zeros((3, K))}, r"policy_val logits \(3, 4\)"),
-        (lambda run: {"log_prior": np.zeros(3)}, r"log_prior \(3,\) for 4 classes"),
+        (lambda run: {"log_prior": np.zeros(3)}, r"log_prior \(3,\); takes \(4,\)"),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(change, message):
@@ -357,7 +359,7 @@ def finished_run(folder, policy_val=("p0", "p1")):
         folder=lambda stage: folder,
         specs={"classify/arm/seed3": None},
         store=types.SimpleNamespace(ledger=lambda spec: cost),
-        config=types.SimpleNamespace(classify=types.SimpleNamespace(logit_adjustment=1.0)),
+        config=types.SimpleNamespace(classify=types.SimpleNamespace(logit_adjustment=1.0, steps=4)),
     )
     return context, manifest
 
@@ -365,7 +367,7 @@ def finished_run(folder, policy_val=("p0", "p1")):
 def read_run(context, manifest):
     # Undecorated: the stand-ins are none of the classes that its signature names.
     plain = getattr(reporting._run, "__wrapped__", reporting._run)
-    return plain("classify/arm/seed3", "cross_entropy", context, manifest, ("t",))
+    return plain("classify/arm/seed3", ArmConfig(), context, manifest, ("t",))
 
 
 def test_a_run_reads_its_shares_and_policy_val(tmp_path):

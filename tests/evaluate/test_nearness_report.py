@@ -9,7 +9,7 @@ import pytest
 
 from lt_jax import reporting
 from lt_jax.evaluate import figures, gallery, nearness, report
-from tests.evaluate.conftest import CLASSES, make_inputs
+from tests.evaluate.conftest import CLASSES, above, laid_out, make_inputs, section
 from tests.evaluate.test_fidelity_report import make_pool, pictures
 
 EDGES = np.linspace(0.5, 1.0, 11).tolist()
@@ -87,8 +87,8 @@ def test_the_json_keeps_counts_and_quantiles_of_every_class(audited, written):
 
 def test_the_page_counts_copies_rarest_class_first_and_names_those_with_few_val_images(written):
     html = (written[1] / "report.html").read_text(encoding="utf-8")
-    section = html.split("Copies of train images")[1].split('id="doses"')[0]
-    rows = section.split("<tbody>")[1].split("</tbody>")[0].split("</tr>")[:-1]
+    part = section(html, "copies")
+    rows = part.split("<tbody>")[2].split("</tbody>")[0].split("</tr>")[:-1]
     names = [row.split("<th>")[1].split("<small>")[0] for row in rows]
     assert names == ["df", "bkl &amp; &lt;b&gt;", "mel", "nv", "All"]
     assert "<td>8<small>40.0%</small></td>" in rows[0]
@@ -97,12 +97,12 @@ def test_the_page_counts_copies_rarest_class_first_and_names_those_with_few_val_
     assert "<td>0.800<small>0.850; 0.880</small></td>" in rows[0]  # the highest, and the limit
     assert "<td>0<small></small></td>" in rows[1] and "none" in rows[1]
     assert "<td>10<small>11.1%</small></td>" in rows[4] and "0.880" not in rows[4]
-    few = section.split("Too few val images")[1].split("</p>")[0]
+    few = part.split("Too few val images")[1].split("</p>")[0]
     assert "(it takes 199): df, bkl &amp; &lt;b&gt;." in few
     for name in ("nearness", "closest_accepted", "closest_copies"):
         assert (written[1] / "figures" / f"{name}.png").exists()
     assert html.count("<img") == len(list((written[1] / "figures").glob("*.png")))
-    assert "keep_rejected" not in section
+    assert "keep_rejected" not in part
 
 
 def test_copies_without_an_image_are_told_and_none_is_not(audited, tmp_path):
@@ -137,16 +137,13 @@ def test_the_histograms_are_the_shares_of_each_set(tmp_path):
 def test_every_synthetic_image_stands_below_its_train_image(tmp_path):
     pairs = [made_pair(seed, "df" if seed == 1 else "nv") for seed in range(8)]
     figure = gallery.closest("pairs", pairs)
-    axes = figure.subfigs[0].axes
+    images, words = laid_out(figure)
     for i, shown in enumerate(pairs):
-        line, column = divmod(i, gallery.COLUMNS)
-        above = axes[2 * line * gallery.COLUMNS + column]
-        below = axes[(2 * line + 1) * gallery.COLUMNS + column]
-        np.testing.assert_array_equal(above.images[0].get_array(), shown.nearest.image)
-        np.testing.assert_array_equal(below.images[0].get_array(), shown.image)
-        caption = above.get_title().split("\n")
-        assert caption[0] == "nv" and caption[-1] == "0.820, 0.910"
-        assert ("near df" in caption) == (i == 1)
+        nearest, caption = above(images, words, shown.image)
+        np.testing.assert_array_equal(nearest, shown.nearest.image)
+        lines = caption.split("\n")
+        assert lines[0] == "nv" and lines[-1] == "0.820, 0.910"
+        assert ("near df" in lines) == (i == 1)
     figures.save(figure, tmp_path / "figure.png")
 
 
@@ -179,8 +176,8 @@ def test_a_limit_that_is_not_in_force_is_not_printed(audited, tmp_path):
         row["limits"] = {"ms_ssim": 0.88}
     write({**told, "similarity": "ms_ssim"}, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
-    section = html.split("Copies of train images")[1].split('id="doses"')[0]
-    assert "0.880" in section and "0.930" not in section
+    part = section(html, "copies")
+    assert "0.880" in part and "0.930" not in part
 
 
 def test_the_page_says_how_copies_are_counted(written):

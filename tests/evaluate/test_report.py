@@ -9,25 +9,21 @@ import numpy as np
 import pytest
 
 from lt_jax.config import EvaluateConfig
-from lt_jax.evaluate import metrics, page, report, summary
+from lt_jax.evaluate import metrics, report, sections, summary
 from tests.evaluate.conftest import CLASSES, make_inputs
 
-SECTIONS = (
+ALWAYS = (
     "summary",
-    "classes",
-    "galleries",
-    "selection",
-    "doses",
-    "mixing",
-    "curves",
-    "recall",
-    "table",
-    "adjusted",
+    "data",
+    "arms",
     "paired",
-    "ledger",
-    "command",
+    "classes",
+    "calibration",
+    "confusion",
+    "pool",
+    "mixing",
+    "costs",
     "config",
-    "versions",
 )
 
 
@@ -92,7 +88,15 @@ def test_json_has_the_schemas_keys(written):
         assert {"seconds", "images", "flops"} <= set(arm["ledger"])
     compared = returned["arms"][1]["paired"]
     assert compared["baseline"] == "ce"
-    assert {"difference", "ci95", "p", "p_holm"} <= set(compared["balanced_accuracy"])
+    assert set(compared["balanced_accuracy"]) == {
+        "difference",
+        "ci95",
+        "p",
+        "p_holm",
+        "p_bh",
+        "n",
+        "effect",
+    }
     assert returned["arms"][0]["paired"] == {"baseline": "ce"}
 
 
@@ -111,6 +115,7 @@ def test_ledger_keeps_own_runs_apart_from_shared_stages(written):
     returned, _ = written
     plain, pooled = returned["arms"][0]["ledger"], returned["arms"][2]["ledger"]
     np.testing.assert_allclose(plain.pop("data_wait"), 1.2)
+    assert plain.pop("flops_over_baseline") == 1  # a run's, of the baseline itself
     assert plain == {"seconds": 30.0, "images": 3000, "flops": 3e9, "relies_on": None}
     assert pooled["seconds"] == 30.0
     assert pooled["relies_on"] == {
@@ -126,10 +131,11 @@ def test_html_is_self_contained_and_whole(written):
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "http" not in html and "<script" not in html and "@import" not in html
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', html)
-    assert sources and all(s.startswith(("#", "data:image/png;base64,")) for s in sources)
-    for section in SECTIONS:
-        assert f'id="{section}"' in html and f'href="#{section}"' in html
-    assert html.count("<img") == len(list((out / "figures").glob("*.png"))) == 9
+    embedded = ("#", "data:image/png;base64,", "data:text/csv;base64,")
+    assert sources and all(s.startswith(embedded) for s in sources)
+    for section in ALWAYS:
+        assert f'<h2 id="{section}">' in html and f'href="#{section}"' in html
+    assert html.count("<img") == len(list((out / "figures").glob("*.png"))) == 16
     assert "bkl &amp; &lt;b&gt;" in html and "<b>" not in html
     assert "ISIC_0001.jpg: truncated" in html
     assert "viewport" in html and "color-scheme: light dark" in html
@@ -223,7 +229,7 @@ def test_the_protocol_is_a_table_and_skipped_images_are_told_once(tmp_path, inpu
         ("dropped by profile", "0, 32"),
     ):
         assert f'<th>{name}</th><td class="long">{value}</td>' in html
-    assert page.protocol_rows("grouped by lesion") == []
+    assert sections.protocol("grouped by lesion") == []
 
 
 def test_classes_with_few_test_groups_are_named(tmp_path, inputs):

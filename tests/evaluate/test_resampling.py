@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
-from lt_jax.evaluate import metrics, ranking, resampling
+from lt_jax.evaluate import buffers, metrics, ranking, resampling, sums
+from lt_jax.evaluate.grouping import Truth, group_classes, group_codes, groups_per_class
 
 K = 4
 CLASS_GROUPS = {"head": [0], "medium": [1, 2], "tail": [3]}
@@ -16,17 +17,23 @@ def draw(seed=0, n=160, images_a_group=2, decimals=2):
     logits = rng.normal(size=(2, n, K)) + 1.2 * np.eye(K)[labels]
     probabilities = np.round(metrics.softmax(logits), decimals)  # with ties
     groups = rng.permutation(n) // images_a_group
-    return probabilities, resampling.Truth(labels, groups, CLASS_GROUPS, K)
+    return probabilities, Truth(labels, groups, CLASS_GROUPS, K)
+
+
+def at_specificity(positive, score, specificity, weight=None):
+    """From scikit-learn's curve: the best point at that specificity or above."""
+    false, true, _ = sk.roc_curve(positive, score, sample_weight=weight, drop_intermediate=False)
+    return true[false <= 1 - specificity + 1e-6].max()
 
 
 def sums_at(p, truth, weights):
-    run = resampling.run_sums(p, truth.labels, truth.groups, truth.n_groups, truth.bins)
-    return resampling.metrics_of_sums(run.matrix @ weights, run.starts, truth)
+    run = sums.run_sums(p, truth.labels, truth.groups, truth.n_groups, truth.bins)
+    return sums.metric_rows(sums.parts_of(run.at(weights), run.starts, truth), truth)
 
 
 def test_replicates_equal_scikit_learn_with_sample_weight():
     probabilities, truth = draw()
-    classes = resampling.group_classes(truth)
+    classes = group_classes(truth)
     weights = resampling.group_weights(np.random.default_rng(1), classes, 5)
     assert (weights % 1 > 0).any()  # n / (n - 1): no whole numbers
     got = dict(zip(metrics.METRICS, sums_at(probabilities[0], truth, weights), strict=True))
@@ -41,7 +48,13 @@ def test_replicates_equal_scikit_learn_with_sample_weight():
             "auroc_macro": sk.roc_auc_score(onehot, probabilities[0], sample_weight=w),
             "auprc_macro": sk.average_precision_score(onehot, probabilities[0], sample_weight=w),
             "recall_tail": recall[3],
+            "log_loss": np.average(-np.log((probabilities[0] * onehot).sum(axis=1)), weights=w),
+            "brier": np.average(((probabilities[0] - onehot) ** 2).sum(axis=1), weights=w),
+            "sensitivity_at_specificity": np.mean(
+                [at_specificity(onehot[:, c], probabilities[0][:, c], 0.9, w) for c in range(K)]
+            ),
         }
+        assert expected.keys() | {"ece", "recall_head", "recall_medium"} == got.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(got[name][r], value, rtol=1e-5, err_msg=name)
 
@@ -70,11 +83,92 @@ def test_a_resample_without_a_class_leaves_it_out():
         np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, err_msg=name)
 
 
-def test_cumulative_equals_cumsum_at_every_length():
+@pytest.mark.parametrize("sizes", [(1,), (15, 16, 17), (0, 40, 3)])
+def test_cumulate_equals_cumsum_class_by_class(sizes):
     rng = np.random.default_rng(0)
-    for t in (1, 15, 63, 64, 65, 80, 200):
-        x = rng.integers(0, 9, (t, 3)).astype(np.float32)
-        np.testing.assert_array_equal(ranking.cumulative(x), np.cumsum(x, axis=0))
+    blocks = [max(1, -(-t // ranking.LENGTH)) for t in sizes]
+    starts = np.concatenate([[0], np.cumsum(blocks)])
+    x = np.zeros((ranking.LENGTH, starts[-1], 3), np.float32)
+    expected = []
+    for c, t in enumerate(sizes):
+        rows = rng.integers(0, 9, (blocks[c] * ranking.LENGTH, 3)).astype(np.float32)
+        rows[t:] = 0
+        x[:, starts[c] : starts[c + 1]] = rows.reshape(blocks[c], -1, 3).swapaxes(0, 1)
+        expected.append(np.cumsum(rows, axis=0))
+    ranking.cumulate(x, starts)
+    for c, rows in enumerate(expected):
+        got = x[:, starts[c] : starts[c + 1]].swapaxes(0, 1).reshape(-1, 3)
+        np.testing.assert_array_equal(got, rows)
+
+
+def test_buffers_change_no_number_and_grow():
+    probabilities, truth = draw()
+    run = sums.run_sums(probabilities[0], truth.labels, truth.groups, truth.n_groups, 15)
+    shared = buffers.Buffers()
+    for r in (2, 5, 3):
+        weights = np.random.default_rng(r).integers(3, size=(truth.n_groups, r)).astype(np.float32)
+        fresh = sums.all_rows(sums.parts_of(run.at(weights), run.starts, truth), truth)
+        mine = sums.parts_of(run.at(weights, shared), run.starts, truth, shared)
+        np.testing.assert_array_equal(sums.all_rows(mine, truth), fresh)
+
+
+def test_all_rows_are_the_metrics_then_every_class():
+    probabilities, truth = draw()
+    run = sums.run_sums(probabilities[0], truth.labels, truth.groups, truth.n_groups, 15)
+    ones = np.ones((truth.n_groups, 1), np.float32)
+    rows = sums.all_rows(sums.parts_of(run.at(ones), run.starts, truth), truth)[:, 0]
+    names = resampling.names(truth)
+    assert len(rows) == len(names) == len(metrics.METRICS) + 4 * K
+    got = dict(zip(names, rows, strict=True))
+    for c in range(K):
+        mine, score = truth.labels == c, probabilities[0][:, c]
+        np.testing.assert_allclose(got[f"auroc/{c}"], sk.roc_auc_score(mine, score), rtol=1e-6)
+        np.testing.assert_allclose(
+            got[f"auprc/{c}"], sk.average_precision_score(mine, score), rtol=1e-6
+        )
+        np.testing.assert_allclose(
+            got[f"sensitivity_at_specificity/{c}"], at_specificity(mine, score, 0.9), rtol=1e-6
+        )
+        hit = probabilities[0].argmax(axis=1) == c
+        np.testing.assert_allclose(got[f"sensitivity/{c}"], hit[mine].mean(), rtol=1e-6)
+
+
+def test_draws_of_a_mean_are_the_weighted_draws_of_its_runs():
+    probabilities, truth = draw()
+    weights = resampling.seed_weights((0, 1), 150, 3)
+    mean = resampling.bootstrap(list(probabilities), truth, 150, 3, weights)
+    each = resampling.bootstrap(list(probabilities), truth, 150, 3)
+    q = len(metrics.METRICS)
+    np.testing.assert_allclose(mean[:q], np.einsum("mqr,mr->qr", each, weights), rtol=1e-5)
+
+
+def test_jackknife_leaves_each_group_out_within_its_class():
+    probabilities, truth = draw(n=40)
+    classes = group_classes(truth)
+    left_out = resampling.jackknife(list(probabilities), truth)
+    assert left_out.shape == (len(resampling.names(truth)), truth.n_groups)
+    for group in (0, 7):
+        n = (classes == classes[group]).sum()
+        weights = np.where(classes == classes[group], n / (n - 1), 1.0)
+        weights[group] = 0
+        expected = np.mean([sums_at(p, truth, weights[:, None]) for p in probabilities], axis=0)
+        np.testing.assert_allclose(left_out[: len(expected), group], expected[:, 0], rtol=1e-4)
+    # A mean of a class: influences are the deviations over n, and their squares its variance.
+    hits = np.array([1.0, 0, 1, 1])[None]
+    left = (hits.sum() - hits) / 3
+    np.testing.assert_allclose(
+        resampling.influence(left, np.zeros(4, int)), (hits - hits.mean()) / 4
+    )
+
+
+def test_a_class_of_one_group_is_not_left_out():
+    labels = np.array([0, 0, 0, 1])
+    p = np.eye(2)[[0, 1, 0, 1]]
+    truth = Truth(labels, np.arange(4), {"head": [0], "medium": [], "tail": [1]}, 2)
+    left_out = resampling.jackknife([p], truth)
+    recall = resampling.names(truth).index("sensitivity/1")
+    np.testing.assert_array_equal(left_out[recall], 1.0)
+    assert not resampling.influence(left_out, group_classes(truth))[:, 3].any()
 
 
 def test_group_weights_keep_every_class_and_the_variance_of_its_mean():
@@ -92,9 +186,9 @@ def test_group_weights_keep_every_class_and_the_variance_of_its_mean():
 def test_a_group_stands_with_the_rarest_of_its_labels():
     labels = np.array([0, 0, 1, 0, 1, 2, 0, 1, 1])
     groups = np.array([0, 1, 1, 2, 2, 2, 3, 4, 4])
-    truth = resampling.Truth(labels, groups, {"head": [0], "medium": [1], "tail": [2]}, 3)
-    np.testing.assert_array_equal(resampling.groups_per_class(truth), [4, 3, 1])
-    np.testing.assert_array_equal(resampling.group_classes(truth), [0, 1, 2, 0, 1])
+    truth = Truth(labels, groups, {"head": [0], "medium": [1], "tail": [2]}, 3)
+    np.testing.assert_array_equal(groups_per_class(truth), [4, 3, 1])
+    np.testing.assert_array_equal(group_classes(truth), [0, 1, 2, 0, 1])
 
 
 @pytest.mark.parametrize("rare", [1, 2, 3])
@@ -104,7 +198,7 @@ def test_resamples_of_a_class_with_few_groups_estimate_the_same_average(rare):
     p = np.where((labels == 0)[:, None], [0.9, 0.1], [0.8, 0.2])
     p[:6] = [0.3, 0.7]
     class_groups = {"head": [0], "medium": [], "tail": [1]}
-    truth = resampling.Truth(labels, np.arange(len(labels)), class_groups, 2)
+    truth = Truth(labels, np.arange(len(labels)), class_groups, 2)
     draws = resampling.bootstrap([p], truth, 2000, 0)[0]
     for name in ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail"):
         assert not np.isnan(draws[metrics.METRICS.index(name)]).any(), name
@@ -121,7 +215,7 @@ def test_intervals_cover_with_a_class_of_three_groups():
     classes = np.repeat(np.arange(3), sizes)
     codes = np.repeat(np.arange(len(classes)), a_group)
     labels = classes[codes]
-    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [1], "tail": [2]}, 3)
+    truth = Truth(labels, codes, {"head": [0], "medium": [1], "tail": [2]}, 3)
     covered, drift = 0, []
     for s in range(120):
         rate = rng.beta(4 * mean[classes], 4 * (1 - mean[classes]))
@@ -153,7 +247,7 @@ def test_whole_groups_are_resampled():
     hit = np.repeat(np.arange(40) % 2 == 0, 2)
     p = np.where(hit[:, None], np.eye(2)[labels], np.eye(2)[1 - labels])
     groups = {"head": [0], "medium": [], "tail": [1]}
-    truth = resampling.Truth(labels, np.repeat(np.arange(40), 2), groups, 2)
+    truth = Truth(labels, np.repeat(np.arange(40), 2), groups, 2)
     accuracy = resampling.bootstrap([p], truth, 4000, 0)[0, 0]
     np.testing.assert_allclose(accuracy.var(), 0.25 / 40, rtol=0.1)
 
@@ -167,8 +261,8 @@ def test_seed_weights_are_shared_by_equal_seeds_and_sum_to_one():
 
 
 def test_group_codes_take_names_and_numbers():
-    np.testing.assert_array_equal(resampling.group_codes(["b", "a", "b"]), [1, 0, 1])
-    np.testing.assert_array_equal(resampling.group_codes(np.array([9, 2, 9])), [1, 0, 1])
+    np.testing.assert_array_equal(group_codes(["b", "a", "b"]), [1, 0, 1])
+    np.testing.assert_array_equal(group_codes(np.array([9, 2, 9])), [1, 0, 1])
 
 
 @pytest.mark.parametrize("seeds", [1, 4])
@@ -185,7 +279,7 @@ def test_intervals_cover_the_population_value(seeds):
     covered = 0
     codes = np.repeat(np.arange(groups), a_group)
     labels = np.arange(groups * a_group) % 2
-    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
+    truth = Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
     for s in range(simulations):
         effect = rng.normal(size=groups)[codes]
         run = 0.5 + seed_sd * rng.normal(size=(seeds, 1))
@@ -196,56 +290,3 @@ def test_intervals_cover_the_population_value(seeds):
         low, high = np.quantile((replicates * weights).sum(axis=0), [0.025, 0.975])
         covered += low <= expected <= high
     assert 0.90 <= covered / simulations <= 0.985
-
-
-def pair_of_arms(rng, advantage, groups=40, a_group=2):
-    labels = np.arange(groups * a_group) % 2
-    codes = np.repeat(np.arange(groups), a_group)
-    effect = rng.normal(size=(groups, 1))[codes]
-    logits = [
-        effect * (2 * np.eye(2)[labels] - 1)
-        + rng.normal(size=(len(labels), 2))
-        + gain * np.eye(2)[labels]
-        for gain in (0.5 + advantage, 0.5)
-    ]
-    truth = resampling.Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
-    return [metrics.softmax(x) for x in logits], truth
-
-
-def test_permutation_keeps_its_size_and_finds_a_real_difference():
-    rng = np.random.default_rng(0)
-    q = [metrics.METRICS.index(name) for name in ("balanced_accuracy", "auroc_macro", "ece")]
-    null = []
-    for s in range(200):
-        (a, b), truth = pair_of_arms(rng, advantage=0.0)
-        null.append(resampling.permutation([(a, b)], truth, 127, s)[q])
-    rejected = (np.array(null) <= 0.05).mean(axis=0)
-    # 200 simulations: 0.05 has a standard error of 0.0155; discreteness only lowers the size.
-    assert (rejected <= 0.05 + 3 * 0.0155).all()
-    assert (rejected[1:] >= 0.01).all()
-    (a, b), truth = pair_of_arms(rng, advantage=2.0)
-    assert (resampling.permutation([(a, b)], truth, 499, 0)[q[:2]] < 0.01).all()
-
-
-def test_permutation_equals_metrics_of_explicitly_swapped_arms():
-    (a, b), truth = pair_of_arms(np.random.default_rng(1), advantage=0.6, groups=20)
-    truth = resampling.Truth(truth.labels, truth.groups, truth.class_groups, 2)
-    swaps = np.random.default_rng([4, 2]).integers(2, size=(truth.n_groups, 100))
-    evaluate = lambda p: metrics.evaluate(p, truth.labels, truth.class_groups)
-    for name in ("accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece"):
-        observed = abs(evaluate(a)[name] - evaluate(b)[name])
-        exceed = 0
-        for r in range(100):
-            swap = swaps[truth.groups, r][:, None] == 1
-            x, y = np.where(swap, b, a), np.where(swap, a, b)
-            exceed += abs(evaluate(x)[name] - evaluate(y)[name]) >= observed - 1e-6
-        got = resampling.permutation([(a, b)], truth, 100, 4)[metrics.METRICS.index(name)]
-        # float32 sums may break a near tie of ECE otherwise than float64 ones.
-        assert abs(got - (1 + exceed) / 101) < 1.5 / 101, name
-
-
-def test_permutation_of_equal_arms_is_one():
-    (a, _), truth = pair_of_arms(np.random.default_rng(1), advantage=0.0)
-    p = resampling.permutation([(a, a)], truth, 50, 0)
-    np.testing.assert_array_equal(p[~np.isnan(p)], 1.0)
-    assert np.isnan(p[metrics.METRICS.index("recall_medium")])

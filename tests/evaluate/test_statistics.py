@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from lt_jax.evaluate import metrics, resampling, statistics
+from lt_jax.evaluate import hypothesis, metrics, multiplicity, resampling, statistics
+from lt_jax.evaluate.grouping import Truth
 from lt_jax.evaluate.statistics import ArmPredictions, Comparison, Summary
 
 K = 3
@@ -12,33 +13,12 @@ K = 3
 def make(seeds_by_arm, strength_by_arm, n=120):
     rng = np.random.default_rng(0)
     labels = np.arange(n) % K
-    truth = resampling.Truth(
-        labels, np.arange(n) // 2, {"head": [0], "medium": [1], "tail": [2]}, K
-    )
+    truth = Truth(labels, np.arange(n) // 2, {"head": [0], "medium": [1], "tail": [2]}, K)
     arms = []
     for name, seeds in seeds_by_arm.items():
         logits = rng.normal(size=(len(seeds), n, K)) + strength_by_arm[name] * np.eye(K)[labels]
         arms.append(ArmPredictions(name, seeds, metrics.softmax(logits)))
     return arms, truth
-
-
-def test_holm_against_a_worked_example():
-    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04 -> running maximum.
-    np.testing.assert_allclose(statistics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(statistics.holm([0.6, 0.7]), [1.0, 1.0])
-    assert statistics.holm([]) == []
-
-
-def test_holm_rejects_what_the_step_down_procedure_rejects():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        p = rng.uniform(size=6) ** 3
-        rejected = np.zeros(6, bool)
-        for i, index in enumerate(np.argsort(p)):
-            if p[index] > 0.05 / (6 - i):
-                break
-            rejected[index] = True
-        np.testing.assert_array_equal(np.array(statistics.holm(list(p))) <= 0.05, rejected)
 
 
 def test_summary_of_seeds():
@@ -91,6 +71,86 @@ def test_analyse_finds_the_better_arm_and_not_the_equal_one():
     assert result["ce"].recall_per_class.shape == (3, K)
 
 
+def test_comparisons_carry_both_corrections_and_the_effect():
+    strengths = {"ce": 1.0, "a": 1.3, "b": 1.6, "c": 1.1}
+    arms, truth = make(dict.fromkeys(strengths, (0, 1, 2, 3)), strengths)
+    result = statistics.analyse(arms, truth, "ce", resamples=100, permutations=200)
+    for metric in metrics.METRICS:
+        found = [result[name].comparisons[metric] for name in ("a", "b", "c")]
+        p = [c.p for c in found]
+        np.testing.assert_allclose([c.p_holm for c in found], multiplicity.holm(p))
+        np.testing.assert_allclose([c.p_bh for c in found], multiplicity.benjamini_hochberg(p))
+    values = lambda name: np.array(result[name].summaries["accuracy"].values)
+    expected = hypothesis.paired_effect(values("b") - values("ce"))
+    np.testing.assert_allclose(result["b"].comparisons["accuracy"].effect, expected)
+
+
+def test_the_effect_takes_common_seeds_alone():
+    arms, truth = make(
+        {"ce": (0, 1, 2, 3), "some": (1, 2, 3, 9), "none": (5, 6, 7)},
+        {"ce": 1.0, "some": 2.0, "none": 2.0},
+    )
+    result = statistics.analyse(arms, truth, "ce", resamples=100, permutations=50)
+    some, ce = (np.array(result[n].summaries["brier"].values) for n in ("some", "ce"))
+    np.testing.assert_allclose(
+        result["some"].comparisons["brier"].effect, hypothesis.paired_effect(some[:3] - ce[1:])
+    )
+    assert result["none"].comparisons["brier"].effect is None
+
+
+@pytest.mark.parametrize("interval", ["percentile", "bca"])
+def test_identical_arms_differ_by_nothing(interval):
+    arms, truth = make({"ce": (0, 1, 2)}, {"ce": 1.0})
+    twin = ArmPredictions("twin", (0, 1, 2), arms[0].probabilities)
+    result = statistics.analyse(
+        [*arms, twin], truth, "ce", resamples=100, permutations=50, interval=interval
+    )
+    for metric, found in result["twin"].comparisons.items():
+        assert (found.difference, found.ci95, found.p, found.p_bh) == (0.0, (0.0, 0.0), 1.0, 1.0)
+        assert found.effect is None and not found.better(metric)
+
+
+def test_bca_intervals_hold_the_estimate_and_differ_from_percentiles():
+    arms, truth = make({"ce": (0, 1, 2), "better": (0, 1)}, {"ce": 1.0, "better": 3.0})
+    both = [
+        statistics.analyse(arms, truth, "ce", resamples=400, permutations=50, interval=name)
+        for name in ("percentile", "bca")
+    ]
+    for metric in ("accuracy", "balanced_accuracy", "auroc_macro", "brier"):
+        plain, bca = (found["better"].summaries[metric] for found in both)
+        assert bca.ci95[0] < bca.mean < bca.ci95[1] and bca.ci95 != plain.ci95
+        assert bca.values == plain.values
+        difference = both[1]["better"].comparisons[metric]
+        assert difference.ci95[0] < difference.difference < difference.ci95[1]
+
+
+def test_every_class_has_its_summaries():
+    arms, truth = make({"ce": (0, 1)}, {"ce": 1.0})
+    found = statistics.analyse(arms, truth, "ce", resamples=100, permutations=0)["ce"]
+    assert set(found.per_class) == set(metrics.PER_CLASS)
+    parts = metrics.per_class(metrics.parts(arms[0].probabilities, truth.labels))
+    for name, cells in found.per_class.items():
+        assert len(cells) == K
+        for c, cell in enumerate(cells):
+            np.testing.assert_allclose(cell.values, parts[name][:, c])
+            assert cell.n == 2 and cell.ci95[0] <= cell.mean <= cell.ci95[1]
+    np.testing.assert_allclose(found.recall_per_class, parts["sensitivity"])
+
+
+def test_the_report_of_a_large_experiment_needs_bounded_memory_and_no_loop(monkeypatch):
+    # Weights are drawn a chunk at a time: at no time are there all resamples of all groups.
+    arms, truth = make({"ce": (0, 1)}, {"ce": 1.0}, n=300)
+    widths = []
+    original = resampling.group_weights
+    monkeypatch.setattr(
+        resampling,
+        "group_weights",
+        lambda g, classes, r: (widths.append(r), original(g, classes, r))[1],
+    )
+    statistics.analyse(arms, truth, "ce", resamples=1000, permutations=0)
+    assert max(widths) <= resampling.CHUNK and sum(widths) == 1000
+
+
 def test_pairing_narrows_the_interval_of_arms_that_err_together():
     arms, truth = make({"ce": (0,), "other": (0,)}, {"ce": 1.0, "other": 1.0})
     p = arms[0].probabilities.copy()
@@ -123,7 +183,9 @@ def test_a_rivals_challengers_are_a_holm_family_of_their_own():
     )
     assert not result["ce"].against_rival and not result["bs"].against_rival
     against = [result[name].against_rival["balanced_accuracy"] for name in ("a", "b")]
-    np.testing.assert_allclose([c.p_holm for c in against], statistics.holm([c.p for c in against]))
+    np.testing.assert_allclose(
+        [c.p_holm for c in against], multiplicity.holm([c.p for c in against])
+    )
     alone = statistics.analyse(arms, truth, "bs", resamples=100, permutations=200)
     for name, comparison in zip(("a", "b"), against, strict=True):
         same = alone[name].comparisons["balanced_accuracy"]
@@ -140,7 +202,7 @@ def test_better_asks_for_holms_p_and_the_interval():
 
 def test_a_lower_ece_is_better():
     lower = Comparison(-0.1, (-0.2, -0.05), 0.01, 0.01, 3)
-    assert lower.better("ece") and not lower.better("accuracy")
+    assert lower.better("ece") and lower.better("brier") and not lower.better("accuracy")
 
 
 def test_unknown_baseline_and_unordered_seeds_are_refused():

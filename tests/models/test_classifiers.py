@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax.config import ClassifierConfig, ConfigError, ResNetConfig, ViTConfig
+from lt_jax.config import ClassifierConfig, ConfigError, ExpertsConfig, ResNetConfig, ViTConfig
 from lt_jax.models import classifier, module
+from lt_jax.models.resnet import ResNet, padded
 from lt_jax.models.vit import DropPath, ViT, sincos_positions
 from tests.models.arrays import jit, random_params, run
 
@@ -167,3 +168,85 @@ def test_make_chooses_and_refuses():
     net = classifier.make(dataclasses.replace(CONFIG, resnet=uneven), 5, "resnet")
     with pytest.raises(ConfigError, match="channels names 2 stages and blocks 1"):
         module.abstract(net, jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), train=False)
+
+
+# He et al. 2016, table 6: 0.46 M; with batch norm, which has as many parameters: 464,154. The
+# ResNet-18 of torchvision: 11,689,512; with ten classes 11,181,642, and 11,173,962 on CIFAR.
+@pytest.mark.parametrize(
+    ("variant", "stem", "size", "classes", "count"),
+    [
+        ("resnet32", "3x3", 32, 10, 464_154),
+        ("resnet18", "auto", 224, 1000, 11_689_512),
+        ("resnet18", "7x7", 64, 10, 11_181_642),
+        ("resnet18", "auto", 32, 10, 11_173_962),
+    ],
+)
+def test_named_resnets_have_the_published_parameters(variant, stem, size, classes, count):
+    net = ResNet(ResNetConfig(variant=variant, stem=stem), classes)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    assert module.count(module.abstract(net, image, train=False)) == count
+
+
+def features_at(config, size):
+    """The sizes that feature maps have, from the stem on."""
+    net = ResNet(config, 2)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = module.abstract(net, image, train=False)
+    text = str(jax.make_jaxpr(lambda p, x: module.apply(net, p, x, train=False))(shapes, image))
+    return [n for n in (112, 56, 28, 14, 7, 64, 32, 16, 8) if f"f32[1,{n},{n}," in text]
+
+
+def test_the_large_stem_leaves_a_quarter_and_auto_takes_it_from_128_pixels_on():
+    small = ResNetConfig(channels=(4, 4), blocks=(1, 1))
+    assert features_at(small, 64) == [64, 32]
+    large = dataclasses.replace(small, stem="7x7")
+    assert features_at(large, 224) == [112, 56, 28]
+    auto = dataclasses.replace(small, stem="auto")
+    assert features_at(auto, 64) == [64, 32] and features_at(auto, 128) == [64, 32, 16]
+
+
+def test_a_shortcut_without_parameters_skips_pixels_and_pads_channels(getkey):
+    x = jax.random.normal(getkey(), (2, 5, 6, 3))
+    out = padded(x, 8, 2)
+    assert out.shape == (2, 3, 3, 8)
+    np.testing.assert_array_equal(out[..., 2:5], x[:, ::2, ::2])
+    np.testing.assert_array_equal(np.delete(out, [2, 3, 4], axis=-1), 0)
+
+
+EXPERTS = ExpertsConfig(vit=CONFIG.vit, resnet=CONFIG.resnet, experts=3)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_experts_share_all_but_their_last_part(getkey, kind):
+    alone, together = classifier.make(CONFIG, 5, kind), classifier.make(EXPERTS, 5, kind)
+    params, images = make(getkey, together)
+    single = module.abstract(alone, images, train=False)
+    shared = {name for name in params if not name.startswith("expert_")}
+    last = {"vit": {"block_1", "norm", "head"}, "resnet": {"stage_1_0", "head"}}[kind]
+    assert shared == set(single) - last
+    own = {name: leaf for name, leaf in single.items() if name in last}
+    assert module.count(params) == module.count(single) + 2 * module.count(own)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_an_expert_is_the_single_network_with_its_parts(getkey, kind):
+    alone, together = classifier.make(CONFIG, 5, kind), classifier.make(EXPERTS, 5, kind)
+    params, images = make(getkey, together)
+
+    @jit
+    def forward(params, images):
+        each, features = module.apply(together, params, images, train=False, each=True)
+        mean = module.apply(together, params, images, train=False)[0]
+        return each, mean, features
+
+    each, mean, features = forward(params, images)
+    assert each.shape == (3, 3, 5) and features.shape == (3, 3 * 16)
+    np.testing.assert_allclose(mean, each.mean(axis=1), atol=1e-5)
+    call = jit(lambda p, x: module.apply(alone, p, x, train=False))
+    for e in range(3):
+        own = {name.removeprefix(f"expert_{e}_"): leaf for name, leaf in params.items()}
+        own = {name: leaf for name, leaf in own.items() if not name.startswith("expert_")}
+        logits, found = call(own, images)
+        np.testing.assert_allclose(each[:, e], logits, atol=1e-5)
+        np.testing.assert_allclose(features[:, 16 * e : 16 * e + 16], found, atol=1e-5)
+    assert np.abs(each[:, 0] - each[:, 1]).max() > 1e-3

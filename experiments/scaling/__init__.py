@@ -1,0 +1,1 @@
+"""Curves over the number of real and of generated images."""

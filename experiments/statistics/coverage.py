@@ -1,0 +1,139 @@
+"""How often 95% intervals hold the true value, on test sets that are drawn anew each time.
+
+A test set has a fixed number of groups of each class and as many images in each group. Class c's
+logits are `strength` higher for its own images, those of the head class `lean` higher for all (what
+training on a long tail does), and all share a normal effect of their group and class. True values
+are those of an endless test set of the same composition, from 400,000 images of each class.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float
+
+from lt_jax.evaluate import grouping, intervals, metrics, resampling
+from lt_jax.evaluate.grouping import Truth
+from lt_jax.evaluate.intervals import Proportion
+from lt_jax.evaluate.score_intervals import score_intervals
+
+METHODS = ("percentile", "bca", "score")
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """groups: of each class, head first. a_group: images in each. shared: deviation of a group's
+    effect on the logits, beside the images' own of 1."""
+
+    name: str
+    groups: tuple[int, ...]
+    a_group: int = 1
+    strength: float = 1.5
+    lean: float = 0.5
+    shared: float = 0.0
+
+
+DESIGNS = (
+    Design("n = 50, imbalance 20", (40, 8, 2)),
+    Design("n = 50, imbalance 20, better model", (40, 8, 2), strength=3.0),
+    Design("n = 50, two classes, imbalance 24", (48, 2), strength=1.2, lean=0.0),
+    Design("n = 50, balanced", (17, 17, 16), lean=0.0),
+    Design("n = 500, imbalance 20", (400, 80, 20)),
+    Design("50 groups of 2, imbalance 20", (40, 8, 2), a_group=2, shared=1.0),
+    Design("500 groups of 2, imbalance 20", (400, 80, 20), a_group=2, shared=1.0),
+)
+
+
+def draw(design: Design, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n k"], Truth]:
+    """Probabilities, and the truth, of one test set."""
+    k = len(design.groups)
+    labels = np.repeat(np.repeat(np.arange(k), design.groups), design.a_group)
+    groups = np.repeat(np.arange(sum(design.groups)), design.a_group)
+    logits = rng.normal(size=(len(labels), k)) + design.strength * np.eye(k)[labels]
+    logits[:, 0] += design.lean
+    if design.shared:
+        logits += design.shared * rng.normal(size=(sum(design.groups), k))[groups]
+    class_groups = {"head": [0], "medium": list(range(1, k - 1)), "tail": [k - 1]}
+    return metrics.softmax(logits), Truth(labels, groups, class_groups, k)
+
+
+def quantities(k: int) -> tuple[str, ...]:
+    """What is followed: macro metrics, and AUROC and sensitivity of the rarest class."""
+    tail = k - 1
+    return ("accuracy", "balanced_accuracy", "auroc_macro", f"auroc/{tail}", f"sensitivity/{tail}")
+
+
+@functools.lru_cache
+def true_values(design: Design, images: int = 400_000) -> dict[str, float]:
+    """Of an endless test set with the design's class shares."""
+    k, rng = len(design.groups), np.random.default_rng(7)
+    even = dataclasses.replace(design, groups=(images // design.a_group,) * k)
+    probabilities, truth = draw(even, rng)
+    share = np.array(design.groups) / sum(design.groups)
+    hit = probabilities.argmax(axis=1) == truth.labels
+    recall = np.array([hit[truth.labels == c].mean() for c in range(k)])
+    areas = []
+    for c in range(k):
+        score = np.sort(probabilities[truth.labels == c, c])
+        below = [  # the chance that a negative of class d lies below a positive
+            1 - np.searchsorted(score, probabilities[truth.labels == d, c]).mean() / len(score)
+            for d in range(k)
+        ]
+        others = [d for d in range(k) if d != c]
+        areas.append(float(np.average(np.array(below)[others], weights=share[others])))
+    values = (share @ recall, recall.mean(), np.mean(areas), areas[-1], recall[-1])
+    return dict(zip(quantities(k), map(float, values), strict=True))
+
+
+def ends_of(
+    probabilities: Float[np.ndarray, "n k"], truth: Truth, resamples: int, seed: int
+) -> dict[tuple[str, str], intervals.Interval | None]:
+    """Every quantity's interval by every method, of one run."""
+    names = resampling.names(truth)
+    rows = [names.index(name) for name in quantities(truth.k)]
+    ones = np.ones((1, resamples))
+    draws = resampling.bootstrap([probabilities], truth, resamples, seed, ones)[rows]
+    found = metrics.parts(probabilities, truth.labels)
+    by_class = metrics.per_class(found)
+    values = {**metrics.from_parts(found, truth.class_groups)}
+    values |= {f"{n}/{c}": v[c] for n, v in by_class.items() for c in range(truth.k)}
+    estimates = np.array([float(values[name]) for name in quantities(truth.k)])
+    left_out = resampling.jackknife([probabilities], truth)[rows]
+    influence = resampling.influence(left_out, grouping.group_classes(truth))
+    score = score_intervals(probabilities[None], truth)
+    ends: dict[tuple[str, str], intervals.Interval | None] = {}
+    for method in ("percentile", "bca"):
+        found_ends = intervals.of_draws(method, draws, estimates, influence)
+        for name, (low, high) in zip(quantities(truth.k), found_ends, strict=True):
+            ends[name, method] = None if np.isnan(low) else (float(low), float(high))
+    return ends | {(name, "score"): score[name] for name in quantities(truth.k)}
+
+
+def coverage(
+    design: Design, simulations: int, resamples: int = 1000, seed: int = 0
+) -> dict[tuple[str, str], Proportion]:
+    """How often the interval holds the true value, by (quantity, method).
+
+    An interval that is withheld holds nothing; the number of them is small.
+    """
+    true, held = true_values(design), {}
+    for s in range(simulations):
+        probabilities, truth = draw(design, np.random.default_rng([seed, s]))
+        for key, ends in ends_of(probabilities, truth, resamples, s).items():
+            inside = ends is not None and ends[0] <= true[key[0]] <= ends[1]
+            held[key] = held.get(key, 0) + inside
+    return {key: Proportion(int(count), simulations) for key, count in held.items()}
+
+
+def rows(
+    designs: Iterable[Design], simulations: int, resamples: int
+) -> list[tuple[str, str, float, dict[str, Proportion]]]:
+    """(design, quantity, true value, coverage by method)."""
+    found = []
+    for design in designs:
+        covered, true = coverage(design, simulations, resamples), true_values(design)
+        for name in quantities(len(design.groups)):
+            by_method = {method: covered[name, method] for method in METHODS}
+            found.append((design.name, name, true[name], by_method))
+    return found

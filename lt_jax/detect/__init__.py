@@ -1,0 +1,1 @@
+"""Lesion detection: targets, losses, decoding, training, prediction."""

@@ -1,0 +1,101 @@
+"""Coverage and size by simulation: quick checks here, the recorded ones marked slow.
+
+A bound is the nominal value, or the span that the README records, and three standard errors of the
+simulation, sqrt(p (1 - p) / simulations), beyond it.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.statistics import coverage, simulate, size
+from lt_jax.evaluate import tables
+
+BY_NAME = {design.name: design for design in coverage.DESIGNS}
+
+
+def slack(p, simulations):
+    return 3 * math.sqrt(p * (1 - p) / simulations)
+
+
+def covers(found, low, high):
+    n = found.n
+    assert low - slack(low, n) <= found.share <= high + slack(high, n), found
+
+
+def test_score_intervals_cover_with_two_images_in_a_class():
+    held = coverage.coverage(BY_NAME["n = 50, imbalance 20"], 150, resamples=128)
+    for name in ("accuracy", "auroc_macro", "auroc/2", "balanced_accuracy"):
+        covers(held[name, "score"], 0.93, 0.99)
+    # What the score intervals are for: two images, and a bootstrap knows next to nothing.
+    assert held["sensitivity/2", "percentile"].share < 0.7 < held["sensitivity/2", "score"].share
+
+
+def test_bootstrap_intervals_cover_with_enough_of_every_class():
+    held = coverage.coverage(BY_NAME["n = 50, balanced"], 150, resamples=256)
+    for method in ("percentile", "bca"):
+        covers(held["accuracy", method], 0.93, 0.97)
+        covers(held["auroc_macro", method], 0.92, 0.97)
+
+
+def test_true_values_are_those_of_the_designs_class_shares():
+    # Without lean all classes are alike: accuracy is every recall, and AUROC that of any class.
+    alike = coverage.Design("alike", (30, 10), strength=1.0, lean=0.0)
+    found = coverage.true_values(alike, 60_000)
+    from scipy.stats import norm
+
+    recall = norm.cdf(1 / math.sqrt(2))  # one logit above the other by 1, of deviation sqrt(2)
+    for name in ("accuracy", "balanced_accuracy", "sensitivity/1"):
+        np.testing.assert_allclose(found[name], recall, atol=0.006)
+    np.testing.assert_allclose(found["auroc/1"], norm.cdf(1.0), atol=0.006)
+
+
+def test_delong_keeps_its_size_alone_and_in_groups():
+    covers(size.delong(25, 25, 600), 0.04, 0.06)
+    covers(size.delong(50, 150, 600, a_group=3), 0.04, 0.06)
+
+
+def test_mcnemar_mid_p_keeps_its_size_and_the_others_fall_short():
+    # Exact, no simulation: between 4 and 6% from about 15 discordant images.
+    for n, discordant in ((50, 0.3), (200, 0.1), (200, 0.3)):
+        assert 0.04 <= size.mcnemar("mid_p", n, discordant) <= 0.06
+    assert size.mcnemar("mid_p", 50, 0.1) < 0.04
+    assert size.mcnemar("chi2", 200, 0.1) < size.mcnemar("exact", 200, 0.1) + 1e-3 < 0.04
+    covers(size.mcnemar_groups(100, 3, 600), 0.04, 0.06)
+
+
+def test_permutation_keeps_its_size():
+    found = size.permutations(size.SMALL, 200, draws=127)
+    for metric in ("auroc_macro", "brier"):
+        covers(found[metric], 0.04, 0.06)
+    assert found["accuracy"].share <= 0.05 + slack(0.05, 200)  # ties only lower it
+
+
+def test_folds_are_not_independent_and_the_correction_allows_for_it():
+    covers(size.folds("corrected", 300), 0.03, 0.06)
+    assert size.folds("uncorrected", 300).share > 0.12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["n = 50, imbalance 20", "50 groups of 2, imbalance 20"])
+def test_recorded_coverage(name):
+    held = coverage.coverage(BY_NAME[name], 1000)
+    covers(held["accuracy", "score"], 0.93, 0.99)
+    covers(held["auroc/2", "score"], 0.93, 0.99)
+    covers(held["accuracy", "percentile"], 0.92, 0.97)
+
+
+@pytest.mark.slow
+def test_recorded_sizes():
+    covers(size.folds("corrected", 2000), 0.04, 0.06)
+    covers(size.delong(10, 190, 2000), 0.04, 0.07)
+    for metric in ("balanced_accuracy", "auroc_macro", "brier"):
+        covers(size.permutations(size.LARGE, 2000)[metric], 0.04, 0.06)
+
+
+def test_tables_show_what_each_rate_is_out_of(monkeypatch):
+    monkeypatch.setattr(coverage, "DESIGNS", (coverage.Design("tiny", (6, 3)),))
+    coverage.true_values.cache_clear()
+    text = tables.to_markdown(simulate.coverage_table(3, 100))
+    assert "/3 = " in text and "tiny" in text and "sensitivity/1" in text

@@ -1,0 +1,108 @@
+"""Cross-validation: every image is test once, to networks that have not seen it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from lt_jax import cross_validation, reporting
+from lt_jax.config import ConfigError
+from lt_jax.data import manifest as manifest_lib
+from lt_jax.evaluate import folds as folds_lib
+from lt_jax.evaluate import hypothesis, metrics
+from tests.test_pipeline import tiny
+
+FOLDS = 3
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Workdir and runs of the tiny digits in three folds."""
+    workdir = tmp_path_factory.mktemp("runs") / "cv"
+    config = tiny()
+    with config.unlocked():
+        config.classify.arms = {k: config.classify.arms[k] for k in ("ce", "source_replay")}
+    runs = cross_validation.pipelines(config, FOLDS, workdir, workdir / "cache", "test")
+    cross_validation.run(runs, workdir, False)
+    return workdir, runs
+
+
+@pytest.fixture(scope="module")
+def inputs(finished):
+    return [reporting.gather(run.context(), "test") for run in finished[1]]
+
+
+def manifests(runs):
+    return [manifest_lib.load(run.context().folder("prepare")) for run in runs]
+
+
+def test_every_image_is_test_once_and_trains_nothing_there(finished):
+    held = manifests(finished[1])
+    tested = [name for made in held for name in np.array(made.ids)[made.rows("test")]]
+    assert len(tested) == len(set(tested)) == 1797
+    for run, made in zip(finished[1], held, strict=True):
+        told = json.loads((run.context().folder("generator") / "generator.json").read_text())
+        test = {made.image_sha256[row] for row in made.rows("test")}
+        assert not test & set(told["seen"]) and len(told["seen"]) == len(made.rows("train"))
+
+
+def test_the_report_is_that_of_all_images_under_their_own_fold(finished, inputs):
+    report = json.loads((finished[0] / "report.json").read_text())
+    labels = np.concatenate([fold.dataset.test_labels for fold in inputs])
+    for arm, written in zip(range(2), report["arms"], strict=True):
+        logits = np.concatenate([fold.arms[arm].runs[0].test_logits for fold in inputs])
+        expected = metrics.balanced_accuracy(metrics.softmax(logits), labels)
+        np.testing.assert_allclose(written["metrics"]["balanced_accuracy"]["values"][0], expected)
+        seconds = sum(run.seconds for fold in inputs for run in fold.arms[arm].runs)
+        np.testing.assert_allclose(written["ledger"]["seconds"], seconds)
+    assert report["dataset"]["test_openings"] == 1
+    assert (finished[0] / "report.html").exists()
+
+
+def test_each_image_is_adjusted_by_the_prior_of_its_fold(inputs):
+    whole = cross_validation.pooled(inputs)
+    run, start = whole.arms[0].runs[0], 0
+    for fold in inputs:
+        own = fold.arms[0].runs[0]
+        rows = slice(start, start := start + len(own.test_logits))
+        np.testing.assert_array_equal(
+            run.log_prior[rows], np.broadcast_to(own.log_prior, own.test_logits.shape)
+        )
+
+
+def test_the_folds_are_told_apart_and_tested(finished, inputs):
+    found = json.loads((finished[0] / "cross_validation.json").read_text())
+    values = folds_lib.by_fold(inputs)
+    name, metric = "source_replay", "accuracy"
+    told = found["arms"][name][metric]
+    np.testing.assert_allclose(told["values"], values[name][metric])
+    assert told["n"] == found["folds"] == FOLDS
+    differences = values[name][metric] - values["ce"][metric]
+    n_train = round(np.mean([np.sum(fold.dataset.train_counts) for fold in inputs]))
+    expected = hypothesis.corrected_resampled_t(differences, n_train, 1797 // FOLDS)
+    np.testing.assert_allclose(told["p"], expected.p)
+    assert found["arms"]["ce"][metric]["p"] is None
+    assert f"{FOLDS} folds" in folds_lib.text_table(found)
+
+
+def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
+    workdir, runs = finished
+    monkeypatch.setattr("lt_jax.stages.run", None)
+    cross_validation.run(runs, workdir, False)
+
+
+def test_folds_of_other_runs_are_not_mixed(inputs):
+    other = dataclasses.replace(inputs[1], arms=inputs[1].arms[:1])
+    with pytest.raises(ValueError, match="differ in their arms"):
+        cross_validation.pooled([inputs[0], other])
+    with pytest.raises(ValueError, match="test split of two folds"):
+        cross_validation.pooled([inputs[0], inputs[0]])
+
+
+def test_saved_splits_are_refused(tmp_path):
+    config = tiny()
+    with config.unlocked():
+        config.data.manifest = "somewhere"
+    with pytest.raises(ConfigError, match=r"config\.data\.manifest: its splits are saved ones"):
+        cross_validation.pipelines(config, FOLDS, tmp_path, tmp_path / "cache")

@@ -49,7 +49,6 @@ def tiny(name="digits"):
     with config.unlocked():
         arms = config.classify.arms.to_dict()
         if name == "digits":
-            config.evaluate.pictures = ("maps", "saliency", "strips")
             kept = ("ce", "synthetic_fill_to_head", "source_replay")
         else:
             kept = fewest(arms, config.evaluate.baseline)

@@ -148,8 +148,12 @@ def class_curves(
       look: index of each arm's colour and dash.
       share: of the class in test: the precision of guessing.
     """
-    figure = figures.new_figure(2.75 + 0.17 * len(found))
-    panels = figure.subplots(1, 2)
+    # Laid out by hand, since there is one of these a class: a layout engine takes twice as long.
+    below = 0.5 + 0.16 * len(found)
+    height = below + 2.3
+    figure = figures.new_figure(height, layout=None)
+    places = [(left, below / height, 0.375, 2.0 / height) for left in (0.105, 0.605)]
+    panels = [figure.add_axes(place) for place in places]
     for arm, both in found.items():
         style = figures.style(look[arm])
         drawn = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1.4}
@@ -168,15 +172,14 @@ def class_curves(
     panels[0].set(xlabel="false positive rate", ylabel="true positive rate")
     panels[1].set(xlabel="recall", ylabel="precision")
     for axes, title in zip(panels, (f"{name}: ROC", "precision-recall"), strict=True):
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.02, 1.02), xticks=(0, 0.5, 1))
         axes.xaxis.label.set_fontsize(9)
         axes.yaxis.label.set_fontsize(9)
         axes.grid(alpha=0.25)
         figures.clean(axes, title)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower left", fontsize=7.5, frameon=False, handlelength=2.4
-    )
+    look_of = {"fontsize": 7.5, "frameon": False, "handlelength": 2.4, "borderaxespad": 0.1}
+    figure.legend(handles, labels, loc="lower left", **look_of)
     return figure
 
 

@@ -45,6 +45,12 @@ def make_pictures(rollout=True, examples=8):
     )
 
 
+def plain():
+    """One arm and seed, and no images: a page of seconds."""
+    made = make_inputs(seeds=(0,), gallery=None)
+    return dataclasses.replace(made, arms=made.arms[:1])
+
+
 @pytest.fixture(scope="module")
 def drawn():
     return {made.name: made for made in charts.pictures(make_pictures(), make_inputs().dataset)}
@@ -123,7 +129,7 @@ def test_a_strip_ends_beside_the_pool_s_image():
 
 def test_the_report_keeps_what_can_be_said_and_the_page_says_it(tmp_path):
     given = make_pictures()
-    returned = report.write(dataclasses.replace(make_inputs(), pictures=given), tmp_path)
+    returned = report.write(dataclasses.replace(plain(), pictures=given), tmp_path)
     kept = returned["pictures"]
     assert kept["maps"]["maps"]["umap"] == {"trustworthiness": 0.9, "k": 7}
     assert kept["saliency"]["images"] == 8 and kept["strips"]["classes"] == ["df", CLASSES[2]]
@@ -138,9 +144,8 @@ def test_the_report_keeps_what_can_be_said_and_the_page_says_it(tmp_path):
 
 
 def test_without_pictures_the_page_has_no_such_sections(tmp_path):
-    returned = report.write(make_inputs(seeds=(0,)), tmp_path)
+    returned = report.write(plain(), tmp_path)
     assert returned["pictures"] is None and explained.summary(None, CLASSES) is None
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not any(f'"#{name}"' in html for name in ("maps", "saliency", "strips"))
-    only = dataclasses.replace(make_inputs(seeds=(0,)), pictures=Pictures())
-    assert report.write(only, tmp_path)["pictures"]["saliency"] is None
+    assert explained.summary(Pictures(), CLASSES)["saliency"] is None

@@ -143,7 +143,8 @@ def test_tests_and_group_level_are_told(written):
 
 
 def test_two_classes_have_a_positive_one(tmp_path):
-    made = make_inputs(seeds=(0, 1), gallery=None, pool=None)
+    made = make_inputs(seeds=(0,), gallery=None, pool=None)
+    made = dataclasses.replace(made, arms=made.arms[:2])
     two = lambda labels: (labels > 0).astype(int)
     merged = lambda x: None if x is None else np.stack([x[:, 0], x[:, 1:].max(axis=1)], axis=1)
     arms = tuple(

@@ -1,5 +1,6 @@
 """Strict surroundings for every test: shapes checked, ranks never promoted, eight CPU devices."""
 
+import gc
 import itertools
 import os
 import pathlib
@@ -27,6 +28,9 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
+_MAPS = pathlib.Path("/proc/self/maps")
+_MOST_MAPS = 20_000
+
 
 def pytest_addoption(parser):
     """Goldens are rewritten by hand only, so that a review shows every change."""
@@ -44,3 +48,16 @@ def getkey():
     """Fresh typed keys, the same ones in every run of a test."""
     counter = itertools.count()
     return lambda: jax.random.fold_in(jax.random.key(0), next(counter))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs():
+    """Forgets compiled programs where there are many.
+
+    XLA maps each one into memory several times, and Linux allows a process 65,530 maps: beyond, a
+    worker that runs many modules dies of a segmentation fault in the middle of a compilation.
+    """
+    yield
+    if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()

@@ -144,7 +144,7 @@ def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> 
         fitted=fitted,
         thresholds=jnp.asarray(limits, jnp.float32),
         label_probability=jnp.asarray(selection.label_probability, jnp.float32),
-        bank=_bank(context, real) if selection.memorization.gate else None,
+        bank=bank_of(context) if selection.memorization.gate else None,
     )
 
 
@@ -184,11 +184,14 @@ def _error_program(context: Context) -> Callable[..., Any]:
     return jax.jit(measure, in_shardings=(whole, split, split, split), out_shardings=split)
 
 
-def _bank(context: Context, real: dict[str, Evidence | None]) -> memorization.Bank:
-    """Train images, and how near to them val images are."""
+def bank_of(context: Context) -> memorization.Bank:
+    """Train images, and how near to them val images are.
+
+    Raises ConfigError where there are no val images.
+    """
     manifest, images = context.data
     config = context.config.synthesize.selection
-    train, val = real["train"], real["val"]
+    train, val = context.evidence("train"), context.evidence("val")
     if train is None or val is None:
         raise ConfigError(
             "config.synthesize.selection.memorization.gate: what is a copy is told by how near val "

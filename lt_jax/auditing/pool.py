@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lt_jax import synthesis
 from lt_jax.auditing.generator import HELD_OUT
 from lt_jax.context import Context
 from lt_jax.data.images import Images
@@ -59,7 +60,7 @@ def nearness(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], Le
             f"audit nearness: {len(rows)} accepted synthetic and {len(val_rows)} val images; takes "
             "one at least of both (config.data.split.val above 0, and a pool)"
         )
-    bank = _bank(context)
+    bank = synthesis.bank_of(context)
     own = _source_groups(context, pool, rows)
     made = _nearest(context, bank, pool, rows, _features(context, pool, rows), own)
     val = {name: np.asarray(getattr(bank.val, name), float) for name in MEASURES}
@@ -88,27 +89,6 @@ def nearness(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], Le
     costs.images = len(rows)
     clock.read()
     return found, costs
-
-
-def _bank(context: Context) -> Bank:
-    """Train images, and how near to them val images are: as the gate of copies has it."""
-    manifest, images = context.data
-    train, val = context.evidence("train"), context.evidence("val")
-    assert train is not None and val is not None  # the splits are not empty
-    rows = manifest.rows("train")
-    selection = context.config.synthesize.selection
-    return memorization.fit(
-        selection.memorization,
-        images[rows],
-        train.features,
-        manifest.group_numbers[rows],
-        images[manifest.rows("val")],
-        val.features,
-        val.labels,
-        len(manifest.classes),
-        selection.pooling,
-        context.config.generator.augment,
-    )
 
 
 def _source_groups(

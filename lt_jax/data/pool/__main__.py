@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from lt_jax.data.pool import export, pictures, summary, verify
 from lt_jax.data.pool.reader import open_pool
 from lt_jax.data.pool.schema import VERDICTS
-from lt_jax.errors import UserError
+from lt_jax.errors import in_one_line
 from lt_jax.runtime.progress import Progress
 
 _WIDEST = 10_000  # characters of a line
@@ -20,12 +20,8 @@ _WIDEST = 10_000  # characters of a line
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits 1 with one line where it cannot, or where a pool is not intact."""
     given = _parser().parse_args(argv)
-    try:
+    with in_one_line():
         given.run(given)
-    except UserError as error:
-        sys.exit(f"lt_jax: {error}")
-    except OSError as error:
-        sys.exit(f"lt_jax: {error.filename or 'file'}: {error.strerror or error}")
 
 
 def _inspect(given: argparse.Namespace) -> None:

@@ -7,11 +7,10 @@ python -m lt_jax.evaluate.turing score results1.json results2.json --key turing.
 import argparse
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from lt_jax.data.splits import SPLITS
-from lt_jax.errors import UserError
+from lt_jax.errors import in_one_line
 from lt_jax.evaluate import tables
 from lt_jax.evaluate.turing import draw, page, study, summary
 from lt_jax.evaluate.turing.score import score
@@ -22,12 +21,8 @@ from lt_jax.runtime.progress import Progress
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits 1 with one line where it cannot."""
     given = _parser().parse_args(argv)
-    try:
+    with in_one_line():
         given.run(given)
-    except UserError as error:
-        sys.exit(f"lt_jax: {error}")
-    except OSError as error:
-        sys.exit(f"lt_jax: {error.filename or 'file'}: {error.strerror or error}")
 
 
 def _make(given: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lt_jax.evaluate import intervals
 from lt_jax.evaluate.statistics import Summary, percentile_interval
 from lt_jax.evaluate.turing import agreement, together
 from lt_jax.evaluate.turing.study import MISSING, SYNTHETIC, Key, Results, named
@@ -151,13 +152,10 @@ def score(key: Key, results: Sequence[Results], resamples: int = 10_000, seed: i
 
 def proportion(right: Bool[np.ndarray, "n"]) -> Proportion:
     """The share that is true, with Wilson's interval."""
-    from scipy import stats
-
     count, n = int(right.sum()), len(right)
     if not n:
         return Proportion(0, 0, None, None)
-    interval = stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
-    return Proportion(count, n, count / n, (float(interval.low), float(interval.high)))
+    return Proportion(count, n, count / n, intervals.wilson(count / n, n))
 
 
 def d_prime(sensitivity: Proportion, specificity: Proportion) -> tuple[float, float] | None:

@@ -31,9 +31,9 @@ from ml_collections import ConfigDict
 
 from lt_jax import command, reporting
 from lt_jax.config import ConfigError
-from lt_jax.evaluate import detection
-from lt_jax.evaluate import folds as folds_lib
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.report import folds as folds_lib
+from lt_jax.evaluate.statistics import detection
 from lt_jax.pipeline import STAGES, Pipeline
 from lt_jax.runtime import files
 

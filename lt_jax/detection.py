@@ -27,9 +27,9 @@ from lt_jax.data.pool import PoolError, PoolReader
 from lt_jax.detect import predict, train
 from lt_jax.detect.boxes import padded
 from lt_jax.detect.decode import Detections
-from lt_jax.evaluate import average_precision
-from lt_jax.evaluate import detection as evaluate
-from lt_jax.evaluate.average_precision import Found, Lesions
+from lt_jax.evaluate.metrics import average_precision
+from lt_jax.evaluate.metrics.average_precision import Found, Lesions
+from lt_jax.evaluate.statistics import detection as evaluate
 from lt_jax.mixing import controllers
 from lt_jax.mixing.mixture import Mixture
 from lt_jax.runtime import checkpoint, files

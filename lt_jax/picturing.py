@@ -16,10 +16,12 @@ from lt_jax.config.evaluate import PICTURES
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.diffusion import program, requests, strips, trained
-from lt_jax.evaluate import maps, metrics, shown
-from lt_jax.evaluate.explained import Answer, Example, Pictures, Saliency, Strip, Strips
-from lt_jax.evaluate.inputs import Arm, ReportInputs, Run, sorted_runs
-from lt_jax.evaluate.maps import Maps
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.images import maps
+from lt_jax.evaluate.images.explained import Answer, Example, Pictures, Saliency, Strip, Strips
+from lt_jax.evaluate.images.maps import Maps
+from lt_jax.evaluate.report import shown
+from lt_jax.evaluate.report.inputs import Arm, ReportInputs, Run, sorted_runs
 from lt_jax.runtime import keys
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say

@@ -19,8 +19,9 @@ from lt_jax.data import prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.pool import GATES, VERDICTS, PoolReader
-from lt_jax.evaluate import detection_page, tables
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.report import detection_page
+from lt_jax.evaluate.statistics import tables
 from lt_jax.mixing import controllers
 from lt_jax.runtime import artifacts, metrics
 from lt_jax.runtime.ledger import Clock, Ledger

@@ -20,7 +20,7 @@ from lt_jax.context import Context
 from lt_jax.data import augment
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.diffusion import denoising_error, program, requests, synthesize, trained
-from lt_jax.evaluate import fidelity
+from lt_jax.evaluate.images import fidelity
 from lt_jax.runtime import files, keys, mesh
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say

@@ -12,7 +12,8 @@ from lt_jax import config as config_lib
 from lt_jax.auditing import accuracy_score, generator, inception
 from lt_jax.config import Config, ConfigError
 from lt_jax.data.manifest import ManifestError
-from lt_jax.evaluate import audit_figures, privacy
+from lt_jax.evaluate.images import privacy
+from lt_jax.evaluate.report import audit_figures
 from lt_jax.models import inception as network
 from lt_jax.models import inception_weights
 from tests.shrink import shrink

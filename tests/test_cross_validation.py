@@ -9,8 +9,9 @@ import pytest
 from lt_jax import cross_validation, reporting
 from lt_jax.config import ConfigError
 from lt_jax.data import manifest as manifest_lib
-from lt_jax.evaluate import folds as folds_lib
-from lt_jax.evaluate import hypothesis, metrics
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.report import folds as folds_lib
+from lt_jax.evaluate.statistics import hypothesis
 from tests.test_pipeline import tiny
 
 FOLDS = 3

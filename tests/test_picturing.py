@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lt_jax import picturing, pipeline, reporting
-from lt_jax.evaluate import maps, metrics
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.images import maps
 from tests.test_pipeline import tiny
 
 

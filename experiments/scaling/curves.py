@@ -8,8 +8,8 @@ same policy_val, val and test splits. At each a generator, extractor and pool ar
 fraction alone, and two arms: `real` (its images alone) and `synthetic` (filled by `--controller`),
 at equal steps. Generated images: at the whole train split arms whose every class has `--doses`
 synthetic images a real one, all from one pool. The second command opens the test labels once and
-writes curves with intervals (figures/*.png), the crossing point (`lt_jax.evaluate.scaling`), the
-gain of each class by dose, and results.json.
+writes curves with intervals (figures/*.png), the crossing point
+(`lt_jax.evaluate.statistics.scaling`), the gain of each class by dose, and results.json.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ from experiments import arms as arms_lib
 from experiments.scaling import pictures
 from lt_jax import config as config_lib
 from lt_jax.data import prepare
-from lt_jax.evaluate import metrics, scaling
+from lt_jax.evaluate import metrics
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.statistics import scaling
 from lt_jax.pipeline import STAGES, Pipeline
 from lt_jax.runtime import files, mesh
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax.evaluate import figures, tables
+from lt_jax.evaluate.report import figures
+from lt_jax.evaluate.statistics import tables
 
 Points = Sequence[tuple[float, Mapping[str, Any]]]  # where, and a metric's summary
 

@@ -13,10 +13,12 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float
 
-from lt_jax.evaluate import grouping, intervals, metrics, resampling
-from lt_jax.evaluate.grouping import Truth
-from lt_jax.evaluate.intervals import Proportion
-from lt_jax.evaluate.score_intervals import score_intervals
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.metrics import grouping
+from lt_jax.evaluate.metrics.grouping import Truth
+from lt_jax.evaluate.statistics import intervals, resampling
+from lt_jax.evaluate.statistics.intervals import Proportion
+from lt_jax.evaluate.statistics.score_intervals import score_intervals
 
 METHODS = ("percentile", "bca", "score")
 

@@ -8,8 +8,8 @@ Expected time: 2 minutes of one core for 1,000 simulations. Figures are in READM
 from absl import app, flags
 
 from experiments.statistics import coverage, size
-from lt_jax.evaluate import tables
-from lt_jax.evaluate.intervals import Proportion
+from lt_jax.evaluate.statistics import tables
+from lt_jax.evaluate.statistics.intervals import Proportion
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 1000, "test sets drawn a row", lower_bound=10)
 _TABLES = flags.DEFINE_multi_enum("table", ["coverage", "size"], ["coverage", "size"], "which")

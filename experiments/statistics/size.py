@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lt_jax.evaluate import hypothesis, metrics, permutation
-from lt_jax.evaluate.grouping import Truth
-from lt_jax.evaluate.intervals import Proportion
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.metrics.grouping import Truth
+from lt_jax.evaluate.statistics import hypothesis, permutation
+from lt_jax.evaluate.statistics.intervals import Proportion
 
 ALPHA = 0.05
 # Classes of the permutation test's sets: 50 images, imbalance 20; and ten times as many.

@@ -10,7 +10,7 @@ from lt_jax.context import Context
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import membership as losses_lib
 from lt_jax.diffusion import trained
-from lt_jax.evaluate import privacy
+from lt_jax.evaluate.images import privacy
 from lt_jax.runtime import mesh
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.shapes import Bool, Int

@@ -9,7 +9,7 @@ import numpy as np
 from lt_jax.auditing.pool import accepted, open_pool
 from lt_jax.context import Context
 from lt_jax.data.images import Images
-from lt_jax.evaluate import fidelity
+from lt_jax.evaluate.images import fidelity
 from lt_jax.models import inception, inception_weights, module
 from lt_jax.runtime import mesh
 from lt_jax.runtime.ledger import Clock, Ledger

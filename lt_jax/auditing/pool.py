@@ -14,8 +14,8 @@ from lt_jax.auditing.generator import HELD_OUT
 from lt_jax.context import Context
 from lt_jax.data.images import Images
 from lt_jax.data.pool import PoolReader
-from lt_jax.evaluate import artefacts, privacy
-from lt_jax.evaluate import diversity as diversity_lib
+from lt_jax.evaluate.images import artefacts, privacy
+from lt_jax.evaluate.images import diversity as diversity_lib
 from lt_jax.runtime import mesh
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress

@@ -9,7 +9,7 @@ the noise,
 is what the attack puts a threshold on (Yeom et al. 2018, arXiv:1709.01604; of diffusion models:
 Carlini et al. 2023, arXiv:2301.13188, section 5.2; Matsumoto et al. 2023, arXiv:2302.03262). Which
 time betrays most is not known beforehand; low ones show nothing but noise, high ones nothing of the
-image. `lt_jax.evaluate.privacy` judges the losses.
+image. `lt_jax.evaluate.images.privacy` judges the losses.
 
 The attacker has the parameters that images are sampled from (the average; of an adapted generator
 merged with its adapter) and knows the image's class. It is an attack on the generator alone:

@@ -20,7 +20,7 @@ from lt_jax.config import (
 )
 from lt_jax.data import augment, phantom
 from lt_jax.detect import boxes, predict, targets, train
-from lt_jax.evaluate import average_precision
+from lt_jax.evaluate.metrics import average_precision
 from lt_jax.runtime import keys, mesh, metrics, train_state
 
 SIZE = 32

@@ -13,7 +13,7 @@ from lt_jax.data import augment
 from lt_jax.diffusion import denoising_error, membership
 from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.process import CosineSchedule, VPProcess
-from lt_jax.evaluate import privacy
+from lt_jax.evaluate.images import privacy
 from lt_jax.models import module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import keys, mesh, train_state

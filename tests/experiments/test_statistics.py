@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.statistics import coverage, simulate, size
-from lt_jax.evaluate import tables
+from lt_jax.evaluate.statistics import tables
 
 BY_NAME = {design.name: design for design in coverage.DESIGNS}
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lt_jax.data.splits import SPLITS
 from lt_jax.errors import in_one_line
-from lt_jax.evaluate import tables
+from lt_jax.evaluate.statistics import tables
 from lt_jax.evaluate.turing import draw, page, study, summary
 from lt_jax.evaluate.turing.score import score
 from lt_jax.runtime import files

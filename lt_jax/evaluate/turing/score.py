@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lt_jax.evaluate import intervals
-from lt_jax.evaluate.statistics import Summary, percentile_interval
+from lt_jax.evaluate.statistics import Summary, intervals
 from lt_jax.evaluate.turing import agreement, together
 from lt_jax.evaluate.turing.study import MISSING, SYNTHETIC, Key, Results, named
 
@@ -246,4 +245,4 @@ def _estimate(
 ) -> Estimate:
     if np.isnan(value[0]):
         return Estimate(None, n, None)
-    return Estimate(float(value[0]), n, percentile_interval(replicates))
+    return Estimate(float(value[0]), n, intervals.percentile_interval(replicates))

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from lt_jax.evaluate import tables
-from lt_jax.evaluate.statistics import Summary
+from lt_jax.evaluate.statistics import Summary, tables
 from lt_jax.evaluate.turing.score import ALONE, Estimate, Proportion, Reader, Score
 
 VERSION = 1  # of the JSON

@@ -24,8 +24,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lt_jax.evaluate import resampling
-from lt_jax.evaluate.statistics import Summary, percentile_interval, summarise
+from lt_jax.evaluate.statistics import Summary, intervals, resampling, summarise
 from lt_jax.evaluate.turing.study import MISSING, SYNTHETIC
 
 
@@ -103,7 +102,7 @@ def over_readers(
 
     found, m = summarise(values), len(values)
     images = replicates.mean(axis=0)
-    interval = percentile_interval(images)
+    interval = intervals.percentile_interval(images)
     if m == 1 or interval is None:
         varied = interval is not None and interval[0] < interval[1]
         return dataclasses.replace(found, ci95=interval if varied else None)

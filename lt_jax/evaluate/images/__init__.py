@@ -1,0 +1,1 @@
+"""What images themselves tell: fidelity, diversity, copies and membership, artefacts, maps."""

@@ -1,0 +1,343 @@
+"""The privacy audit: how near released images come to train, and who was in train, by its losses.
+
+Nearest neighbours, after BUSGen (Yu et al. 2025, arXiv:2501.06869): of each synthetic image the
+likeness to the train image most like it, beside that of held-out real images, class by class. In
+either the same distribution is meant where the generator has learned its class and copied nothing:
+
+  KS     sup_x |F_synthetic(x) - F_val(x)|, two-sided, and one-sided for "synthetic is nearer" (1)
+  beyond share of synthetic images more like train than the most alike of m val images;
+         a fresh image is so with probability 1 / (m + 1)                                     (2)
+
+(1) takes independent images: one of each group of val, drawn by seed. For all classes together as
+many images of each class are taken from both sides, or the test would see that a pool is composed
+otherwise than val.
+
+Membership: an attacker guesses by the generator's loss (`diffusion.membership`) which images were
+in train. Members are train images and non-members held-out ones of the same classes, as many of
+each class. AUROC is 1/2 where nothing shows; what counts is whom the attacker is sure of (Carlini
+et al. 2022, arXiv:2112.03570), the true positive rate at a false positive rate of 1%:
+
+  TPR = max over thresholds c with #{non-members above c} <= 0.01 n of #{members above c} / m  (3)
+
+Three attackers: by the loss at one time; by its mean over times, each log-loss less its mean and
+over its deviation over all audited images, which needs no knowledge of who is a member; and one
+that has learned from other members and non-members which times to trust (`cross_fitting`). The
+attack is of the plain kind: shadow generators trained with and without an image see more, so that
+1/2 here is no proof, and more than 1/2 is one.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from lt_jax.errors import UserError
+from lt_jax.evaluate.images import cross_fitting
+from lt_jax.evaluate.images.cross_fitting import Area
+from lt_jax.evaluate.statistics import intervals, multiplicity
+
+FPR = 0.01
+RESOLVED = 100  # non-members from which on one alone is no more than 1% of them
+QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+BINS = 40
+POINTS = 200  # of a ROC curve, at most
+
+
+class PrivacyError(UserError, ValueError):
+    """Images or losses that nothing can be told from."""
+
+
+def nearness(
+    synthetic: Mapping[str, Float[np.ndarray, "n"]],
+    labels: Int[np.ndarray, "n"],
+    val: Mapping[str, Float[np.ndarray, "v"]],
+    val_labels: Int[np.ndarray, "v"],
+    val_groups: Int[np.ndarray, "v"],
+    classes: Sequence[str],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Likeness of synthetic and of held-out images to the nearest train image, compared.
+
+    Args:
+      synthetic, val: by measure ("cosine", "ms_ssim"), of each image; higher is more alike, NaN
+        where it was not measured.
+      labels, val_labels: classes of the images, from 0.
+      val_groups: of val images.
+      classes: names.
+      seed: of the images that stand for a group, and for a class among all.
+
+    Returns:
+      JSON-able {measure: {"edges": [BINS + 1], "classes": [{"class", an entry}], "overall": an
+      entry of as many images of each class on both sides}}. An entry is {"n", "n_val": images,
+      "synthetic" and "val": {*QUANTILES, "histogram": [BINS]}, "ks": {"statistic", "p",
+      "p_nearer", "n", "n_val": images of the test} and Holm's "p_holm" over classes, "beyond":
+      {"count", "share", "ci95" (Wilson), "expected": 1 / (n_val + 1)}, "reasons": {what is None:
+      why}}. In the overall entry "beyond" counts images beyond their own class's val maximum.
+
+    Raises:
+      PrivacyError: no synthetic or no val image was measured.
+    """
+    found = {}
+    for measure, values in synthetic.items():
+        here, there = ~np.isnan(values), ~np.isnan(val[measure])
+        if not here.any() or not there.any():
+            raise PrivacyError(
+                f"audit nearness, {measure}: {here.sum()} synthetic and {there.sum()} val images "
+                "were compared with train; takes one at least of both (accepted images in the "
+                "pool, and config.data.split.val above 0)"
+            )
+        found[measure] = _measure(
+            _Side(values[here], labels[here], np.arange(int(here.sum()))),
+            _Side(val[measure][there], val_labels[there], val_groups[there]),
+            classes,
+            seed,
+        )
+    return found
+
+
+class _Side:
+    """Values [n] of some images, their classes and groups [n]."""
+
+    def __init__(self, values: np.ndarray, labels: np.ndarray, groups: np.ndarray):
+        self.values, self.labels, self.groups = values.astype(float), labels, groups
+
+    def of(self, rows: np.ndarray) -> "_Side":
+        return _Side(self.values[rows], self.labels[rows], self.groups[rows])
+
+    def one_a_group(self, rng: np.random.Generator) -> "_Side":
+        order = rng.permutation(len(self.values))
+        return self.of(order[np.unique(self.groups[order], return_index=True)[1]])
+
+
+def _measure(synthetic: _Side, val: _Side, classes: Sequence[str], seed: int) -> dict[str, Any]:
+    both = np.concatenate([synthetic.values, val.values])
+    edges = np.linspace(min(float(np.quantile(both, 0.005)), 1 - 1e-6), 1.0, BINS + 1)
+    entries, beyond, matched = [], [], ([], [])
+    for k, name in enumerate(classes):
+        rng = np.random.default_rng((seed, k))
+        mine, theirs = (side.of(np.flatnonzero(side.labels == k)) for side in (synthetic, val))
+        entries.append({"class": name, **_entry(mine, theirs, edges, rng)})
+        if len(theirs.values):
+            expected = np.full(len(mine.values), 1 / (len(theirs.values) + 1))
+            beyond.append((mine.values > theirs.values.max(), expected))
+        count = min(len(mine.values), len(theirs.values))
+        for side, into in zip((mine, theirs), matched, strict=True):
+            into.append(side.of(rng.permutation(len(side.values))[:count]))
+    adjusted = multiplicity.adjust({e["class"]: (e["ks"] or {}).get("p") for e in entries})
+    for entry in entries:
+        if entry["ks"]:
+            entry["ks"]["p_holm"] = adjusted[entry["class"]][0]
+    rng = np.random.default_rng((seed, len(classes)))
+    overall = _entry(_joined(matched[0]), _joined(matched[1]), edges, rng)
+    overall["beyond"] = None
+    if any(len(hits) for hits, _ in beyond):  # over the classes' own maxima, of all their images
+        hits, expected = (np.concatenate(parts) for parts in zip(*beyond, strict=True))
+        overall["beyond"] = _share(hits) | {"expected": float(expected.mean())}
+    return {"edges": edges.tolist(), "classes": entries, "overall": overall}
+
+
+def _joined(sides: Sequence[_Side]) -> _Side:
+    return _Side(
+        *(np.concatenate([getattr(s, n) for s in sides]) for n in ("values", "labels", "groups"))
+    )
+
+
+def _entry(
+    synthetic: _Side, val: _Side, edges: Float[np.ndarray, "e"], rng: np.random.Generator
+) -> dict[str, Any]:
+    n, m = len(synthetic.values), len(val.values)
+    entry: dict[str, Any] = {"n": n, "n_val": m, "ks": None, "beyond": None, "reasons": {}}
+    for name, side in (("synthetic", synthetic), ("val", val)):
+        at = np.quantile(side.values, list(QUANTILES.values())) if len(side.values) else [None] * 5
+        counts = np.histogram(np.clip(side.values, edges[0], edges[-1]), edges)[0]
+        entry[name] = dict(zip(QUANTILES, at, strict=True)) | {"histogram": counts.tolist()}
+    if not n or not m:
+        reason = f"{n} synthetic and {m} val images; takes one of both"
+        return entry | {"reasons": {"ks": reason, "beyond": reason}}
+    from scipy.stats import ks_2samp
+
+    alone = val.one_a_group(rng)
+    two_sided = ks_2samp(synthetic.values, alone.values)
+    # F_synthetic below F_val: synthetic images have the higher likeness.
+    nearer = ks_2samp(synthetic.values, alone.values, alternative="less")
+    entry["ks"] = {
+        "statistic": float(two_sided.statistic),  # type: ignore[attr-defined]
+        "p": float(two_sided.pvalue),  # type: ignore[attr-defined]
+        "p_nearer": float(nearer.pvalue),  # type: ignore[attr-defined]
+        "n": n,
+        "n_val": len(alone.values),
+    }
+    entry["beyond"] = _share(synthetic.values > val.values.max()) | {"expected": 1 / (m + 1)}
+    return entry
+
+
+def _share(hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
+    share = float(hits.mean())
+    interval = intervals.wilson(share, len(hits))
+    return {"count": int(hits.sum()), "n": len(hits), "share": share, "ci95": interval}
+
+
+def attack(
+    losses: Float[np.ndarray, "n l"],
+    member: Bool[np.ndarray, "n"],
+    labels: Int[np.ndarray, "n"],
+    groups: Int[np.ndarray, "n"],
+    times: Sequence[float],
+    classes: Sequence[str],
+    folds: int = 5,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How well membership is guessed from losses, by each attacker.
+
+    Args:
+      losses: of the generator at l times, > 0; see `diffusion.membership`.
+      member: whether the image was in train.
+      labels, groups: of the images; no group has members and non-members.
+      times: of the columns.
+      classes: names.
+      folds, seed: of the attacker that learns.
+
+    Returns:
+      JSON-able {"members", "non_members": images, "times": [{"time", an entry, "p_holm", "median":
+      {"member", "non_member"} of the loss}], "mean": an entry, "calibrated": an entry or None,
+      "per_class": [{"class", an entry by the mean, or "reason"}], "reasons": {what is None: why}}.
+      An entry is {"auroc", "ci95", "p" (against 1/2), numbers of images and groups, "tpr": see
+      `tpr_at`, "roc": {"fpr", "tpr"}, POINTS at most (not of a class)}.
+
+    Raises:
+      PrivacyError: no member, no non-member, or losses that are not above 0 and finite.
+    """
+    _check(losses, member, times)
+    logs = np.log(losses)
+    levels = [_judged(-logs[:, j], member, groups) for j in range(len(times))]
+    adjusted = multiplicity.adjust({str(j): e["p"] for j, e in enumerate(levels)})
+    for j, (time, entry) in enumerate(zip(times, levels, strict=True)):
+        entry |= {"time": float(time), "p_holm": adjusted[str(j)][0]}
+        middle = lambda who, j=j: float(np.median(losses[who, j]))
+        entry["median"] = {"member": middle(member), "non_member": middle(~member)}
+    spread = logs.std(axis=0)
+    standard = (logs - logs.mean(axis=0)[None]) / np.where(spread > 0, spread, 1.0)[None]
+    by_mean = -standard.mean(axis=1)
+    fitted = cross_fitting.fit(standard, member, groups, folds, seed)
+    calibrated, reasons = None, {}
+    if fitted is None:
+        reasons["calibrated"] = f"takes {cross_fitting.LEAST} groups of both kinds"
+    else:
+        calibrated = _judged(fitted.scores, member, groups, fitted.fold)
+        calibrated |= {"folds": len(fitted.strengths), "strengths": list(fitted.strengths)}
+    return {
+        "members": int(member.sum()),
+        "non_members": int((~member).sum()),
+        "times": levels,
+        "mean": _judged(by_mean, member, groups),
+        "calibrated": calibrated,
+        "per_class": [
+            {"class": name, **_of_class(by_mean, member, groups, labels == k)}
+            for k, name in enumerate(classes)
+        ],
+        "reasons": reasons,
+    }
+
+
+def tpr_at(
+    scores: Float[np.ndarray, "n"],
+    positive: Bool[np.ndarray, "n"],
+    groups: Int[np.ndarray, "n"],
+    fpr: float = FPR,
+) -> dict[str, Any]:
+    """Equation (3): the highest true positive rate at a false positive rate of at most `fpr`.
+
+    Args:
+      scores: higher for positives; images tied at a threshold are above it together.
+      positive: which images are.
+      groups: codes, for the interval.
+      fpr: in [0, 1).
+
+    Returns:
+      {"fpr": asked, "tpr", "ci95": Wilson's, by the effective number of groups, the threshold
+      taken as given, "n", "n_negative": images, "resolved": whether one negative is no more than
+      `fpr` of them, "reason": None, or why not: then it is the rate at which none is passed}.
+    """
+    negatives = np.sort(scores[~positive])[::-1]
+    allowed = int(np.floor(fpr * len(negatives) + 1e-9))
+    # Above the first negative that may not pass; a positive tied with it would pass with it.
+    hits = scores > (negatives[allowed] if allowed < len(negatives) else -np.inf)
+    n, resolved = len(negatives), bool(fpr * len(negatives) + 1e-9 >= 1)
+    reason = None if resolved else f"{n} non-members do not resolve {fpr:.0%}: none of them passes"
+    return {
+        "fpr": fpr,
+        "tpr": float(hits[positive].mean()),
+        "ci95": intervals.share_of(hits.astype(float), groups, positive),
+        "n": int(positive.sum()),
+        "n_negative": n,
+        "resolved": resolved,
+        "reason": reason,
+    }
+
+
+def roc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> dict[str, list[float]]:
+    """False and true positive rates from (0, 0) to (1, 1), at most POINTS of them."""
+    from sklearn.metrics import roc_curve
+
+    false, true, _ = roc_curve(positive, scores)
+    kept = np.unique(np.linspace(0, len(false) - 1, POINTS).round().astype(int))
+    return {"fpr": false[kept].tolist(), "tpr": true[kept].tolist()}
+
+
+def area_entry(found: Area) -> dict[str, Any]:
+    """An AUROC as JSON."""
+    return {
+        "auroc": found.auroc,
+        "ci95": found.ci95,
+        "p": found.p,
+        "n_positive": found.positives,
+        "n_negative": found.negatives,
+        "groups_positive": found.positive_groups,
+        "groups_negative": found.negative_groups,
+    }
+
+
+def _judged(
+    scores: Float[np.ndarray, "n"],
+    member: Bool[np.ndarray, "n"],
+    groups: Int[np.ndarray, "n"],
+    fold: Int[np.ndarray, "n"] | None = None,
+) -> dict[str, Any]:
+    found = area_entry(cross_fitting.area(scores, member, groups, fold))
+    return {**found, "tpr": tpr_at(scores, member, groups), "roc": roc(scores, member)}
+
+
+def _of_class(
+    scores: Float[np.ndarray, "n"],
+    member: Bool[np.ndarray, "n"],
+    groups: Int[np.ndarray, "n"],
+    own: Bool[np.ndarray, "n"],
+) -> dict[str, Any]:
+    members, others = int((own & member).sum()), int((own & ~member).sum())
+    if not members or not others:
+        return {"reason": f"{members} members and {others} non-members; takes one of both"}
+    mine = scores[own], member[own], groups[own]
+    return {**area_entry(cross_fitting.area(*mine)), "tpr": tpr_at(*mine)}
+
+
+def _check(
+    losses: Float[np.ndarray, "n l"], member: Bool[np.ndarray, "n"], times: Sequence[float]
+) -> None:
+    if not member.any() or member.all():
+        raise PrivacyError(
+            f"audit membership: {member.sum()} members and {(~member).sum()} non-members; takes "
+            "train and held-out images of the same classes (config.data.split.val above 0)"
+        )
+    if losses.shape != (len(member), len(times)) or not len(times):
+        raise PrivacyError(
+            f"audit membership: losses {losses.shape} of {len(member)} images at {len(times)} "
+            "times; takes one of each image at each time, and one time at least"
+        )
+    if not (np.isfinite(losses) & (losses > 0)).all():
+        at = np.argwhere(~(np.isfinite(losses) & (losses > 0)))[0].tolist()
+        raise PrivacyError(
+            f"audit membership: the loss of image {at[0]} at time {times[at[1]]} is "
+            f"{losses[at[0], at[1]]}; takes finite ones above 0: the generator diverged, lower its "
+            "learning rate"
+        )

@@ -1,0 +1,119 @@
+"""Metrics fold by fold, and the test over folds that allows for the train images they share.
+
+Folds are one run each of the same arms and seeds, on test sets that have no group in common. A
+fold's value is the mean over its seeds; a Summary's n is the number of folds, and its interval is
+left out: the folds' deviation underestimates the variance of their mean, since their train sets
+overlap, and no unbiased estimate exists (Bengio and Grandvalet, JMLR 5:1089, 2004). The p-value is
+that of the corrected resampled t-test, Holm's over the arms.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lt_jax.evaluate import metrics, statistics
+from lt_jax.evaluate.report.inputs import ReportInputs, sorted_runs
+from lt_jax.evaluate.statistics import hypothesis, multiplicity, tables
+
+SHOWN = ("balanced_accuracy", "macro_f1", "auroc_macro")
+
+
+def by_fold(folds: Sequence[ReportInputs]) -> dict[str, dict[str, np.ndarray]]:
+    """Arm -> metric -> a value [j] of each fold, its mean over seeds; NaN where it is undefined."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for arm in range(len(folds[0].arms)):
+        values = [_values(fold, arm) for fold in folds]
+        found[folds[0].arms[arm].name] = {
+            metric: np.array([value[metric] for value in values]) for metric in metrics.METRICS
+        }
+    return found
+
+
+def _values(fold: ReportInputs, arm: int) -> dict[str, float]:
+    data, runs = fold.dataset, sorted_runs(fold.arms[arm])
+    where = f"test predictions of arm {fold.arms[arm].name!r}"
+    probabilities = metrics.softmax(np.stack([run.test_logits for run in runs]), where)
+    values = metrics.evaluate(
+        probabilities,
+        data.test_labels,
+        data.groups,
+        fold.evaluate.ece_bins,
+        fold.evaluate.specificity,
+    )
+    return {name: float(np.mean(value)) for name, value in values.items()}
+
+
+def compare(folds: Sequence[ReportInputs]) -> dict[str, Any]:
+    """Every metric by fold, and every arm against the baseline.
+
+    Returns:
+      {"folds": j, "baseline": its name, "n_train", "n_test": mean sizes, "arms": {name: {metric:
+      {"mean", "std", "n", "values" by fold, "difference", "ci95" of it, "p", "p_holm"}}}}; the
+      last four are None for the baseline, and where a fold leaves the metric undefined.
+    """
+    baseline = folds[0].evaluate.baseline
+    n_train = round(float(np.mean([np.sum(fold.dataset.train_counts) for fold in folds])))
+    n_test = round(float(np.mean([len(fold.dataset.test_labels) for fold in folds])))
+    values = by_fold(folds)
+    arms: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in values}
+    for metric in metrics.METRICS:
+        tests = {
+            name: hypothesis.corrected_resampled_t(difference, n_train, n_test)
+            for name in values
+            if name != baseline
+            and np.isfinite(difference := values[name][metric] - values[baseline][metric]).all()
+        }
+        adjusted = dict(
+            zip(tests, multiplicity.holm([test.p for test in tests.values()]), strict=True)
+        )
+        for name in values:
+            summary = statistics.summarise(values[name][metric])
+            test = tests.get(name)
+            arms[name][metric] = {
+                **{k: v for k, v in dataclasses.asdict(summary).items() if k != "ci95"},
+                "difference": None if test is None else test.difference,
+                "ci95": None if test is None else test.ci95,
+                "p": None if test is None else test.p,
+                "p_holm": adjusted.get(name),
+            }
+    return {
+        "folds": len(folds),
+        "baseline": baseline,
+        "n_train": n_train,
+        "n_test": n_test,
+        "arms": arms,
+    }
+
+
+def text_table(found: Mapping[str, Any]) -> str:
+    """For a terminal: mean and deviation over folds, and the difference to the baseline."""
+    rows = []
+    for name, values in found["arms"].items():
+        cells: list[tables.Cell] = [name]
+        for metric in SHOWN:
+            value = values[metric]
+            cells.append(
+                statistics.Summary(
+                    value["mean"], value["std"], value["n"], None, tuple(value["values"])
+                )
+            )
+            cells.append(_difference(value))
+        rows.append(tuple(cells))
+    columns = ["Arm"]
+    for metric in SHOWN:
+        columns += [tables.TITLES[metric], f"minus {found['baseline']}"]
+    caption = (
+        f"Over {found['folds']} folds (n), each the mean over its seeds; p of the corrected "
+        "resampled t-test, Holm's over the arms"
+    )
+    return tables.to_text(tables.Table(tuple(columns), tuple(rows), caption))
+
+
+def _difference(value: Mapping[str, Any]) -> str:
+    if value["difference"] is None:
+        return ""
+    ends = value["ci95"]
+    interval = tables.format_interval(None if ends is None else (ends[0], ends[1]))
+    return f"{value['difference']:+.3f} {interval}, {tables.format_p(value['p_holm'])}"

@@ -1,0 +1,187 @@
+"""The privacy audit: copies and fresh images, references of each statistic, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+from sklearn.metrics import roc_auc_score
+
+from lt_jax.evaluate.images import privacy
+from lt_jax.evaluate.images.privacy import PrivacyError
+from lt_jax.evaluate.statistics import intervals
+
+CLASSES = ("a", "b", "c")
+TIMES = (0.1, 0.4, 0.8)
+
+
+def likeness(seed, n=300, m=60, shift=0.0):
+    """Arguments of `nearness`: synthetic images as near to train as val ones, or nearer."""
+    rng = np.random.default_rng(seed)
+    labels, val_labels = rng.integers(0, 2, n), np.repeat([0, 1], m // 2)
+    draw = lambda size, labels: np.clip(0.5 + 0.1 * rng.normal(size=size) + 0.2 * labels, 0, 1)
+    synthetic = np.clip(draw(n, labels) + shift, 0, 1)
+    val = draw(m, val_labels)
+    return {"ms_ssim": synthetic}, labels, {"ms_ssim": val}, val_labels, np.arange(m)
+
+
+def losses(seed, n=120, gap=0.0):
+    """Log-normal losses of members and non-members, members' lower by `gap` at the second time."""
+    rng = np.random.default_rng(seed)
+    member = np.arange(2 * n) < n
+    logs = rng.normal(size=(2 * n, len(TIMES)))
+    logs[:, 1] -= gap * member
+    return np.exp(logs), member, np.tile(np.arange(n) % 3, 2), np.arange(2 * n)
+
+
+def attack(*arguments, **keywords):
+    return privacy.attack(*arguments, TIMES, CLASSES, **keywords)
+
+
+def test_nearness_has_scipy_s_statistics_class_by_class():
+    synthetic, labels, val, val_labels, groups = likeness(0)
+    found = privacy.nearness(synthetic, labels, val, val_labels, groups, CLASSES)["ms_ssim"]
+    for k in (0, 1):
+        entry = found["classes"][k]
+        x, y = synthetic["ms_ssim"][labels == k], val["ms_ssim"][val_labels == k]
+        reference = ks_2samp(x, y)
+        assert entry["ks"]["statistic"] == pytest.approx(reference.statistic)
+        assert entry["ks"]["p"] == pytest.approx(reference.pvalue)
+        assert entry["synthetic"]["max"] == x.max() and entry["val"]["median"] == np.median(y)
+        count = sum(value > max(y) for value in x)  # a naive loop
+        assert entry["beyond"]["count"] == count
+        assert entry["beyond"]["ci95"] == intervals.wilson(count / len(x), len(x))
+        assert entry["beyond"]["expected"] == 1 / 31
+        assert sum(entry["synthetic"]["histogram"]) == len(x)
+    assert (
+        found["classes"][2]["ks"] is None and "0 synthetic" in found["classes"][2]["reasons"]["ks"]
+    )
+    beyond = [e["beyond"] for e in found["classes"][:2]]
+    assert found["overall"]["beyond"]["count"] == sum(b["count"] for b in beyond)
+    assert found["overall"]["n"] == found["overall"]["n_val"] == 60  # as many of each class
+    json.dumps(found, allow_nan=False)
+
+
+def test_copies_are_beyond_val_and_fresh_images_are_not():
+    fresh = privacy.nearness(*likeness(1), CLASSES)["ms_ssim"]
+    assert fresh["overall"]["ks"]["p"] > 0.01
+    assert fresh["overall"]["beyond"]["share"] < 3 * fresh["overall"]["beyond"]["expected"]
+    arguments = likeness(1)
+    copies = privacy.nearness({"ms_ssim": np.full(300, 1.0)}, *arguments[1:], CLASSES)["ms_ssim"]
+    assert copies["overall"]["beyond"]["share"] == 1
+    assert copies["overall"]["ks"]["statistic"] == 1
+    assert copies["classes"][0]["ks"]["p_nearer"] < 1e-10
+    assert copies["classes"][0]["ks"]["p"] <= copies["classes"][0]["ks"]["p_holm"]
+    further = privacy.nearness(*likeness(1, shift=-0.3), CLASSES)["ms_ssim"]
+    assert further["overall"]["ks"]["p"] < 1e-6 < further["overall"]["ks"]["p_nearer"]
+
+
+def test_a_pool_composed_otherwise_is_not_taken_for_nearer():
+    """Class b lies nearer to train; a pool of b mostly is compared with val class by class."""
+    rng = np.random.default_rng(2)
+    labels, val_labels = (rng.random(1000) < 0.9).astype(int), np.repeat([0, 1], 40)
+    values, val = (0.4 * k + 0.1 * rng.random(len(k)) for k in (labels, val_labels))
+    measured = {"cosine": values}, labels, {"cosine": val}, val_labels, np.arange(80), CLASSES
+    found = privacy.nearness(*measured)["cosine"]
+    assert found["overall"]["ks"]["p"] > 0.01 > ks_2samp(values, val).pvalue
+
+
+def test_images_of_one_patient_count_once():
+    synthetic, labels, val, val_labels, _ = likeness(3)
+    groups = np.repeat(np.arange(30), 2)  # two images each
+    found = privacy.nearness(synthetic, labels, val, val_labels, groups, CLASSES)["ms_ssim"]
+    assert found["classes"][0]["ks"]["n_val"] == 15 and found["classes"][0]["n_val"] == 30
+
+
+def test_nothing_to_compare_is_an_error():
+    synthetic, labels, val, val_labels, groups = likeness(4)
+    nothing = {"ms_ssim": np.full(300, np.nan)}
+    with pytest.raises(PrivacyError, match="0 synthetic and 60 val"):
+        privacy.nearness(nothing, labels, val, val_labels, groups, CLASSES)
+    with pytest.raises(PrivacyError, match=r"config\.data\.split\.val"):
+        privacy.nearness(
+            synthetic, labels, {"ms_ssim": np.zeros(0)}, val_labels[:0], groups[:0], CLASSES
+        )
+
+
+@pytest.mark.parametrize("n", [100, 257])
+def test_tpr_is_that_of_a_naive_loop_over_thresholds(n):
+    rng = np.random.default_rng(n)
+    positive = np.arange(2 * n) < n
+    scores = np.round(rng.normal(size=2 * n) + 1.5 * positive, 1)  # with ties
+    for fpr in (0.0, 0.01, 0.1, 0.5):
+        best = 0.0
+        for threshold in [*scores, np.inf]:
+            above = scores >= threshold
+            if above[~positive].mean() <= fpr:
+                best = max(best, above[positive].mean())
+        found = privacy.tpr_at(scores, positive, np.arange(2 * n), fpr)
+        assert found["tpr"] == pytest.approx(best)
+        assert found["ci95"] == intervals.wilson(best, n)
+
+
+def test_too_few_non_members_for_one_percent_are_told():
+    positive = np.arange(199) < 100
+    found = privacy.tpr_at(np.arange(199.0), positive, np.arange(199))
+    assert not found["resolved"] and "99 non-members" in found["reason"] and found["tpr"] == 0
+    whole = privacy.tpr_at(np.arange(200.0), np.arange(200) < 100, np.arange(200))
+    assert whole["resolved"] and whole["reason"] is None
+
+
+def test_areas_are_scikit_learn_s():
+    x, member, labels, groups = losses(0, gap=0.7)
+    found = attack(x, member, labels, groups)
+    for j, entry in enumerate(found["times"]):
+        assert entry["auroc"] == pytest.approx(roc_auc_score(member, -x[:, j]))
+        assert entry["median"]["member"] == np.median(x[member, j])
+        assert entry["roc"]["fpr"][0] == 0 and entry["roc"]["tpr"][-1] == 1
+    logs = np.log(x)
+    mean = -((logs - logs.mean(0)) / logs.std(0)).mean(1)
+    assert found["mean"]["auroc"] == pytest.approx(roc_auc_score(member, mean))
+    own = labels == 1
+    assert found["per_class"][1]["auroc"] == pytest.approx(roc_auc_score(member[own], mean[own]))
+    assert found["members"] == found["non_members"] == 120
+    json.dumps(found, allow_nan=False)
+
+
+def test_who_was_never_seen_is_not_told_apart():
+    """Without a difference attackers are at 1/2, in the mean over sets and by their intervals."""
+    names = ("mean", "calibrated")
+    areas = {name: [] for name in names}
+    missed = 0
+    for seed in range(5):
+        found = attack(*losses(seed, n=50))
+        for name in names:
+            areas[name].append(found[name]["auroc"])
+            missed += not found[name]["ci95"][0] <= 0.5 <= found[name]["ci95"][1]
+    for name in names:
+        assert abs(np.mean(areas[name]) - 0.5) < 4 * np.std(areas[name]) / np.sqrt(5), name
+    assert missed <= 3  # of 10, 5% each
+
+
+def test_the_learned_attacker_trusts_the_time_that_tells():
+    """Two times of noise hide it from their mean."""
+    found = attack(*losses(5, gap=2.0))
+    assert found["calibrated"]["auroc"] > found["mean"]["auroc"] + 0.05
+    assert found["calibrated"]["auroc"] > 0.88
+    assert found["times"][1]["p_holm"] < 1e-6 and found["times"][0]["p_holm"] > 0.01
+
+
+def test_few_images_and_classes_without_a_side_are_told():
+    x, member, labels, groups = losses(6, n=6)
+    labels = np.where(member, labels, 0)  # non-members of the first class alone
+    found = attack(x, member, labels, groups)
+    assert found["calibrated"] is None and "groups of both kinds" in found["reasons"]["calibrated"]
+    assert "0 non-members" in found["per_class"][2]["reason"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_bad_losses_are_refused():
+    x, member, labels, groups = losses(7, n=10)
+    with pytest.raises(PrivacyError, match="20 members and 0 non-members"):
+        attack(x, np.ones(20, bool), labels, groups)
+    x[3, 1] = np.nan
+    with pytest.raises(PrivacyError, match=r"image 3 at time 0\.4"):
+        attack(x, member, labels, groups)
+    with pytest.raises(PrivacyError, match="one of each image at each time"):
+        attack(x[:, :2], member, labels, groups)

@@ -1,0 +1,67 @@
+"""The permutation test against explicit swaps, its size and its power."""
+
+import numpy as np
+
+from lt_jax.evaluate import metrics
+from lt_jax.evaluate.metrics.grouping import Truth
+from lt_jax.evaluate.statistics import permutation
+
+
+def pair_of_arms(rng, advantage, groups=40, a_group=2):
+    labels = np.arange(groups * a_group) % 2
+    codes = np.repeat(np.arange(groups), a_group)
+    effect = rng.normal(size=(groups, 1))[codes]
+    logits = [
+        effect * (2 * np.eye(2)[labels] - 1)
+        + rng.normal(size=(len(labels), 2))
+        + gain * np.eye(2)[labels]
+        for gain in (0.5 + advantage, 0.5)
+    ]
+    truth = Truth(labels, codes, {"head": [0], "medium": [], "tail": [1]}, 2)
+    return [metrics.softmax(x) for x in logits], truth
+
+
+def test_permutation_keeps_its_size_and_finds_a_real_difference():
+    rng = np.random.default_rng(0)
+    q = [metrics.METRICS.index(name) for name in ("balanced_accuracy", "auroc_macro", "ece")]
+    null = []
+    for s in range(200):
+        (a, b), truth = pair_of_arms(rng, advantage=0.0)
+        null.append(permutation.permutation([(a, b)], truth, 127, s)[q])
+    rejected = (np.array(null) <= 0.05).mean(axis=0)
+    # 200 simulations: 0.05 has a standard error of 0.0155; discreteness only lowers the size.
+    assert (rejected <= 0.05 + 3 * 0.0155).all()
+    assert (rejected[1:] >= 0.01).all()
+    (a, b), truth = pair_of_arms(rng, advantage=2.0)
+    assert (permutation.permutation([(a, b)], truth, 499, 0)[q[:2]] < 0.01).all()
+
+
+def test_permutation_equals_metrics_of_explicitly_swapped_arms():
+    (a, b), truth = pair_of_arms(np.random.default_rng(1), advantage=0.6, groups=20)
+    truth = Truth(truth.labels, truth.groups, truth.class_groups, 2)
+    swaps = np.random.default_rng([4, 2, 0]).integers(2, size=(truth.n_groups, 100), dtype=np.int8)
+    evaluate = lambda p: metrics.evaluate(p, truth.labels, truth.class_groups)
+    for name in ("accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece", "brier"):
+        observed = abs(evaluate(a)[name] - evaluate(b)[name])
+        exceed = 0
+        for r in range(100):
+            swap = swaps[truth.groups, r][:, None] == 1
+            x, y = np.where(swap, b, a), np.where(swap, a, b)
+            exceed += abs(evaluate(x)[name] - evaluate(y)[name]) >= observed - 1e-6
+        got = permutation.permutation([(a, b)], truth, 100, 4)[metrics.METRICS.index(name)]
+        # float32 sums may break a near tie of ECE otherwise than float64 ones.
+        assert abs(got - (1 + exceed) / 101) < 1.5 / 101, name
+
+
+def test_permutation_of_equal_arms_is_one():
+    (a, _), truth = pair_of_arms(np.random.default_rng(1), advantage=0.0)
+    p = permutation.permutation([(a, a)], truth, 50, 0)
+    np.testing.assert_array_equal(p[~np.isnan(p)], 1.0)
+    assert np.isnan(p[metrics.METRICS.index("recall_medium")])
+
+
+def test_p_does_not_depend_on_the_order_of_the_arms_nor_on_how_many_pairs_are_alike():
+    (a, b), truth = pair_of_arms(np.random.default_rng(2), advantage=0.4)
+    one = permutation.permutation([(a, b)], truth, 200, 0)
+    np.testing.assert_array_equal(one, permutation.permutation([(b, a)], truth, 200, 0))
+    np.testing.assert_array_equal(one, permutation.permutation([(a, b)] * 3, truth, 200, 0))

@@ -45,17 +45,7 @@ def run(
     Raises:
       ConfigError: the run is not finished, or the classes are others.
     """
-    context = pipeline.context()
-    unfinished = [
-        name
-        for name, spec in context.specs.items()
-        if name.startswith("classify/") and not context.store.done(spec)
-    ]
-    if unfinished:
-        raise config_lib.ConfigError(
-            f"--workdir: {unfinished[0]} is not finished in {context.workdir}; run the pipeline "
-            "there first, with the same config"
-        )
+    context = pipeline.finished("classify")
     own, _ = context.data
     data = dataclasses.replace(
         data,

@@ -319,6 +319,20 @@ class Pipeline:
             command=self._command,
         )
 
+    def finished(self, name: str) -> Context:
+        """The run, of which the stage `name` is needed.
+
+        Raises:
+          ConfigError: it is not finished in this workdir.
+        """
+        for spec in self.selected([name]):
+            if not self.store.done(spec):
+                raise config_lib.ConfigError(
+                    f"--workdir: {spec.stage} is not finished in {self.workdir}; run the pipeline "
+                    "there first, with the same config"
+                )
+        return self.context()
+
     def _run_stage(self, spec: artifacts.Spec, context: Context) -> None:
         folder = self.store.open(spec)
         with faults.lock(folder):  # which may lie in a cache that other runs share

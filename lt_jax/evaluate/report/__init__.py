@@ -1,6 +1,7 @@
 """The report: report.json, figures and one self-contained page, from checked inputs."""
 
 from lt_jax.evaluate.report.compose import draws as draws
+from lt_jax.evaluate.report.compose import predictions_of as predictions_of
 from lt_jax.evaluate.report.compose import read as read
 from lt_jax.evaluate.report.compose import strict as strict
 from lt_jax.evaluate.report.compose import text_table as text_table

@@ -82,7 +82,7 @@ def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
       ValueError: logits that are not finite (arm, seed and row are named), labels out of range, a
         positive class that is none, or a group with several labels where that is an error.
     """
-    predictions = tuple(_predictions(arm, 0.0) for arm in inputs.arms)
+    predictions = tuple(predictions_of(arm) for arm in inputs.arms)
     found = findings.find(inputs, predictions, _truth(inputs), *summary.rival(inputs))
     plain = _analyse(inputs, tau=0.0, permutations=inputs.evaluate.permutations)
     adjusted = _analyse(inputs, tau=inputs.tau, permutations=0)
@@ -104,7 +104,7 @@ def draws(inputs: ReportInputs) -> dict[str, dict[str, np.ndarray]]:
             zip(
                 metrics.METRICS,
                 statistics.evidence(
-                    _predictions(arm, 0.0), truth, evaluate.resamples, evaluate.seed, "percentile"
+                    predictions_of(arm), truth, evaluate.resamples, evaluate.seed, "percentile"
                 ).draws,
                 strict=False,  # behind them come the classes
             )
@@ -168,7 +168,7 @@ def _interval(value: Mapping[str, Any]) -> tuple[float, float] | None:
 
 def _analyse(inputs: ReportInputs, tau: float, permutations: int) -> dict[str, ArmStatistics]:
     evaluate = inputs.evaluate
-    predictions = [_predictions(arm, tau) for arm in inputs.arms]
+    predictions = [predictions_of(arm, tau) for arm in inputs.arms]
     rival, challengers = summary.rival(inputs) if permutations else (None, [])
     return statistics.analyse(
         predictions,
@@ -195,7 +195,11 @@ def _truth(inputs: ReportInputs) -> Truth:
     )
 
 
-def _predictions(arm: Arm, tau: float) -> ArmPredictions:
+def predictions_of(arm: Arm, tau: float = 0.0) -> ArmPredictions:
+    """Test probabilities of an arm's runs, by seed, `tau` times its label prior taken away.
+
+    Raises ValueError for logits that are not finite.
+    """
     runs = sorted_runs(arm)
     probabilities = [
         metrics.softmax(

@@ -196,12 +196,13 @@ def curve_numbers(found: Mapping[str, Curves]) -> Numbers:
         (arm, kind, x, y, low, high)
         for arm, both in found.items()
         for kind, curve in (("roc", both.roc), ("precision_recall", both.pr))
-        for x, y, low, high in _points(curve)
+        for x, y, low, high in curve_rows(curve)
     ]
     return numbers(("arm", "curve", "x", "mean over runs", "low", "high"), rows)
 
 
-def _points(curve: Curve) -> list[tuple[float, float, float, float]]:
+def curve_rows(curve: Curve) -> list[tuple[float, float, float, float]]:
+    """x, mean, low and high of each point."""
     return [*zip(curve.x, curve.y, curve.low, curve.high, strict=True)]
 
 

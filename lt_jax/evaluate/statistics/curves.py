@@ -27,7 +27,7 @@ from lt_jax.evaluate.statistics.arms import ArmPredictions
 POINTS = 101
 RESAMPLES = 300  # of a band at most: its ends are drawn, not printed
 TAIL = 0.025
-EDGE = 1e-9  # by which a sum of weights may miss the recall that it is
+EDGE = 1e-9  # by which a sum of weights may miss the recall or rate that it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +113,41 @@ def rates(
 ) -> tuple[Float[np.ndarray, "p r"], Float[np.ndarray, "p r"]]:
     """Equations (1) and (2) on `grid()` of one run, under every column of weights.
 
-    Only at the distinct scores of positives does either curve rise: between them the ROC curve is
-    level, and at one that negatives share it climbs while these pass.
-
     Args:
       scores: higher for positives.
       positive: which images are.
       weights: of the images; every column has weight on both kinds.
+    """
+    up, down, tied = _passing(scores, positive, weights)
+    negatives = weights[~positive].sum(axis=0)
+    x = np.broadcast_to(grid()[:, None], (POINTS, weights.shape[1]))
+    return _linear(up / up[-1], down / negatives, tied / negatives, x), _precision(up, down)
+
+
+def true_positive_rate(
+    scores: Float[np.ndarray, "n"],
+    positive: Bool[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n r"],
+    at: Float[np.ndarray, "r"],
+) -> Float[np.ndarray, "r"]:
+    """Equation (1) of one run, of every column of weights at a false positive rate of its own.
+
+    A rate that misses a point of the curve by no more than EDGE is that point's.
+    """
+    up, down, tied = _passing(scores, positive, weights)
+    negatives = weights[~positive].sum(axis=0)
+    return _linear(up / up[-1], down / negatives, tied / negatives, at[None] + EDGE)[0]
+
+
+def _passing(
+    scores: Float[np.ndarray, "n"],
+    positive: Bool[np.ndarray, "n"],
+    weights: Float[np.ndarray, "n r"],
+) -> tuple[Float[np.ndarray, "t r"], Float[np.ndarray, "t r"], Float[np.ndarray, "t r"]]:
+    """Weight of positives and of negatives that pass each threshold, and of negatives tied there.
+
+    Only at the distinct scores of positives, falling, does either curve rise: between them the ROC
+    curve is level, and at one that negatives share it climbs while these pass.
     """
     rising = np.unique(scores[positive])
     row = len(rising) - np.searchsorted(rising, scores, side="right")  # the largest not above
@@ -132,26 +160,26 @@ def rates(
         return scipy.sparse.csr_matrix((ones, (row[who], np.flatnonzero(who))), shape) @ weights
 
     up, down = (np.cumsum(sums(who), axis=0) for who in (positive, ~positive & passing))
-    negatives = weights[~positive].sum(axis=0)
-    shared = sums(~positive & tied)
-    return _linear(up / up[-1], down / negatives, shared / negatives), _precision(up, down)
+    return up, down, sums(~positive & tied)
 
 
 def _linear(
-    true: Float[np.ndarray, "t r"], false: Float[np.ndarray, "t r"], tied: Float[np.ndarray, "t r"]
+    true: Float[np.ndarray, "t r"],
+    false: Float[np.ndarray, "t r"],
+    tied: Float[np.ndarray, "t r"],
+    x: Float[np.ndarray, "p r"],
 ) -> Float[np.ndarray, "p r"]:
-    """The true positive rate at every x of the grid; of equal false positive rates the highest."""
+    """The true positive rate at every x; of equal false positive rates the highest."""
     none, one = np.zeros((1, true.shape[1])), np.ones((1, true.shape[1]))
     before = np.concatenate([none, true[:-1]])
     both = lambda first, second: np.stack([first, second], axis=1).reshape(-1, true.shape[1])
     across = np.concatenate([none, both(np.maximum(false - tied, 0.0), false), one])
     up = np.concatenate([none, both(before, true), one])
-    x = grid()
     behind = _places(across, x, "right")  # the first knot beyond x
     at, after = np.maximum(behind - 1, 0), np.minimum(behind, len(across) - 1)
     take = lambda of, rows: np.take_along_axis(of, rows, axis=0)
     step, rise = (take(of, after) - take(of, at) for of in (across, up))
-    gone = x[:, None] - take(across, at)
+    gone = x - take(across, at)
     part = np.divide(gone, step, out=np.zeros_like(step), where=step > 0)
     return take(up, at) + np.clip(part, 0, 1) * rise
 
@@ -162,16 +190,17 @@ def _precision(
     """The precision at the first threshold that reaches each recall; at 0, that finds anything."""
     x = grid() - EDGE
     x[0] = EDGE
+    x = np.broadcast_to(x[:, None], (POINTS, up.shape[1]))
     at = np.minimum(_places(up / up[-1], x, "left"), len(up) - 1)
     found = np.take_along_axis(up, at, axis=0)
     return found / (found + np.take_along_axis(down, at, axis=0))
 
 
 def _places(
-    rising: Float[np.ndarray, "t r"], x: Float[np.ndarray, "p"], side: Literal["left", "right"]
+    rising: Float[np.ndarray, "t r"], x: Float[np.ndarray, "p r"], side: Literal["left", "right"]
 ) -> Int[np.ndarray, "p r"]:
-    """`np.searchsorted` of every column, in [0, 1], at once: columns stand apart."""
+    """`np.searchsorted` column by column, in [0, 1], at once: columns stand apart."""
     t, r = rising.shape
     apart = 3.0 * np.arange(r)
     flat = (rising + apart[None]).T.reshape(-1)
-    return np.searchsorted(flat, x[:, None] + apart[None], side=side) - t * np.arange(r)[None]
+    return np.searchsorted(flat, x + apart[None], side=side) - t * np.arange(r)[None]

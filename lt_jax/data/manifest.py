@@ -140,20 +140,27 @@ class SplitManifest:
         }
 
     def without_test_labels(self) -> "SplitManifest":
-        """The same manifest, of the same sha256, with -1 for every test label, no box and no mask.
+        """The same manifest, of the same sha256, with -1 for every test label and nothing near it.
 
-        Lesions are labels, too: of where, and of whether there is one. Ids and image locators of
-        some sources spell the class, and are there to find files by.
+        Of test images there is no box, no mask and no attribute. Lesions are labels, too: of where,
+        and of whether there is one; and a column beside the label may be another task's, or say the
+        same in other words. Ids and image locators of some sources spell the class, and are there
+        to find files by.
         """
         labels = self.labels.copy()
         labels[self.rows("test")] = LOCKED
         seen = [split != "test" for split in self.splits]
 
-        def of_others(column: tuple[Any, ...]) -> tuple[Any, ...]:
-            return tuple(held if shown else () for held, shown in zip(column, seen, strict=True))
+        def of_others(column: tuple[Any, ...], nothing: Any = ()) -> tuple[Any, ...]:
+            pairs = zip(column, seen, strict=True)
+            return tuple(held if shown else nothing for held, shown in pairs)
 
         return dataclasses.replace(
-            self, labels=labels, masks=of_others(self.masks), boxes=of_others(self.boxes)
+            self,
+            labels=labels,
+            masks=of_others(self.masks),
+            boxes=of_others(self.boxes),
+            attributes=of_others(self.attributes, {}),
         )
 
     def open_test(self, log: Path, reason: str) -> tuple[tuple[str, ...], Int[np.ndarray, "m"]]:

@@ -139,6 +139,10 @@ def test_test_labels_are_locked_and_each_opening_is_logged(tmp_path):
     assert locked.labels.tolist() == [0, 0, 0, 1, 1, 2, 0, 1, -1, -1]
     assert locked.sha256 == m.sha256 and locked.locked and not m.locked
     assert locked.counts().tolist() == m.counts().tolist()
+    # Nor what stands beside a label: another task's, or the same in other words.
+    near = dataclasses.replace(m, attributes=tuple({"grade": i} for i in range(10)), sha256="")
+    shown = near.without_test_labels().attributes
+    assert [*shown] == [*({"grade": i} for i in range(8)), {}, {}]
     log = tmp_path / "openings.jsonl"
     for refused in (
         lambda: locked.counts("test"), lambda: locked.open_test(log, "no"),

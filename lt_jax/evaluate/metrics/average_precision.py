@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Bool, Float, Float32, Int
 
 from lt_jax.data.images import Box
@@ -250,17 +251,21 @@ def _precision(matches: Matches, weights: Float[np.ndarray, "n r"]) -> Float[np.
     weights = weights.astype(np.float64)
     number = matches.lesions @ weights
     whole = not np.any(weights % 1)
-    own = weights[matches.image]
-    everywhere = np.cumsum(own, axis=0) if len(own) else own
     values = np.zeros((len(IOUS), weights.shape[1]))
+    # Only at hits is anything asked for: detections between two of them are summed by image.
+    places = np.flatnonzero(matches.hit.any(axis=0))
+    always = np.logical_and.reduce(matches.counted, axis=0)
+    base = _between(matches.image, places, always, len(weights)) @ weights
     for t in range(len(IOUS)):
-        at = np.flatnonzero(matches.hit[t])
-        if not len(at):
+        at = matches.hit[t][places]
+        if not at.any():
             continue
-        reached = everywhere[at]
-        if not matches.counted[t].all():
-            reached = np.cumsum(own * matches.counted[t][:, None], axis=0)[at]
-        hits = np.cumsum(own[at], axis=0)
+        more = matches.counted[t] & ~always
+        added = base
+        if more.any():
+            added = base + _between(matches.image, places, more, len(weights)) @ weights
+        reached = np.cumsum(added, axis=0)[at]
+        hits = np.cumsum(weights[matches.image[places[at]]], axis=0)
         precision = hits / (reached + np.spacing(1))  # pycocotools' guard against 0 / 0
         # The best from here on, so that (2) takes the maximum over all recalls beyond r.
         best = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
@@ -270,6 +275,19 @@ def _precision(matches: Matches, weights: Float[np.ndarray, "n r"]) -> Float[np.
         first = np.diff(passed, axis=0, prepend=0)
         values[t] = (first * best).sum(axis=0) / len(RECALLS)
     return np.where(number > 0, values, np.nan)
+
+
+def _between(
+    image: Int[np.ndarray, "m"],
+    places: Int[np.ndarray, "u"],
+    among: Bool[np.ndarray, "m"],
+    images: int,
+) -> scipy.sparse.csr_matrix:
+    """How many detections `among` all each image [u n] has from behind a place up to the next."""
+    rows = np.searchsorted(places, np.arange(len(among)))
+    held = among & (rows < len(places))  # behind the last hit nothing matters
+    entries = (np.ones(int(np.count_nonzero(held))), (rows[held], image[held]))
+    return scipy.sparse.csr_matrix(entries, (len(places), images))
 
 
 def froc(matched: Matched, weights: Float[np.ndarray, "n r"]) -> Float[np.ndarray, "f r"]:
@@ -282,13 +300,15 @@ def froc(matched: Matched, weights: Float[np.ndarray, "n r"]) -> Float[np.ndarra
     hit = np.concatenate([own.hit[0] for own in matched.all])
     score = np.concatenate([own.score for own in matched.all])
     order = np.lexsort((image, -score))
-    own = weights.astype(np.float64)[image[order]]
-    wrong = np.cumsum(own * ~hit[order][:, None], axis=0)
-    right = np.cumsum(own * hit[order][:, None], axis=0)
-    right = np.concatenate([np.zeros((1, own.shape[1])), right])
-    number = sum(matches.lesions @ weights.astype(np.float64) for matches in matched.all)
-    images = weights.sum(axis=0, dtype=np.float64)
-    columns = np.arange(own.shape[1])
+    image, hit, weights = image[order], hit[order], weights.astype(np.float64)
+    # Sensitivity rises at hits alone: what is wrong before each of them decides.
+    places = np.flatnonzero(hit)
+    wrong = np.cumsum(_between(image, places, ~hit, len(weights)) @ weights, axis=0)
+    right = np.cumsum(weights[image[places]], axis=0)
+    right = np.concatenate([np.zeros((1, weights.shape[1])), right])
+    number = sum(matches.lesions @ weights for matches in matched.all)
+    images = weights.sum(axis=0)
+    columns = np.arange(weights.shape[1])
     values = []
     for most in FALSE_POSITIVES:
         within = (wrong <= most * images[None, :] + _ROUNDING).sum(axis=0)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lt_jax.config import RuntimeConfig
+from lt_jax.config import Config, ConfigError, RuntimeConfig, json_file
 from lt_jax.errors import UserError
-from lt_jax.runtime import faults, mesh
+from lt_jax.runtime import faults, files, mesh
 
 
 def config() -> ConfigDict:
@@ -54,9 +54,11 @@ def use_devices(runtime: RuntimeConfig, folder: pathlib.Path | None) -> None:
 def ending() -> Iterator[None]:
     """SIGTERM ends the process with the code to be queued again, a user's error in one line."""
     logging.set_verbosity(logging.WARNING)  # at INFO, orbax tells a story a checkpoint
-    faults.install_sigterm_handler()
+    faults.install_sigterm_handler(flags.FLAGS.grace)
     try:
-        yield
+        # Of folders and links, which nothing below has put into words.
+        with files.disk_errors(_folder(), "a file of this run"):
+            yield
     except faults.Preempted as stop:
         logging.warning("%s", stop)
         sys.exit(faults.REQUEUE_EXIT_CODE)
@@ -64,12 +66,69 @@ def ending() -> Iterator[None]:
         sys.exit(f"lt_jax: {error}")
 
 
+def _folder() -> pathlib.Path:
+    """Where this command writes: the workdir, or what an experiment calls its output."""
+    given = (flags.FLAGS[name].value for name in ("workdir", "out") if name in flags.FLAGS)
+    return pathlib.Path(next(filter(None, given), "."))
+
+
+class _ConfigFile(flags.ArgumentParser):
+    """A .json file is read as data; any other is a Python file, whose `get_config` is called."""
+
+    def __init__(self, python: flags.ArgumentParser) -> None:
+        """`python` is for Python files."""
+        super().__init__()
+        self._python = python
+
+    def parse(self, path: str) -> ConfigDict:
+        """The locked config; raises ConfigError where the file is missing, or as `read` does."""
+        if not pathlib.Path(path.partition(":")[0]).is_file():
+            raise ConfigError(f"{path}: no such file; takes a config, .py or .json")
+        if path.endswith(".json"):
+            return json_file.read(pathlib.Path(path), Config)
+        return self._python.parse(path)  # type: ignore[return-value]
+
+    def flag_type(self) -> str:
+        """For `--help`."""
+        return "config file"
+
+
+def define_config(what: str, name: str = "config") -> flags.FlagHolder[ConfigDict]:
+    """Defines `--<name>`, the path of a config (.py or .json), and its overrides `--<name>.a.b=v`.
+
+    Args:
+      what: it configures, for `--help`.
+      name: of the flag.
+    """
+    holder = config_flags.DEFINE_config_file(name, None, what)
+    flag = flags.FLAGS[name]
+    flag.parser = _ConfigFile(flag.parser)
+    return holder
+
+
 def start(main: Callable[[list[str]], None]) -> None:
-    """Defines the shared flags, parses all and runs `main`."""
-    config_flags.DEFINE_config_file("config", None, "--config.a.b=v overrides a field")
+    """Defines the flags of a run in one workdir, parses all and runs `main`."""
+    define_config("--config.a.b=v overrides a field")
     flags.DEFINE_string("workdir", None, "folder of this run", required=True)
     flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
     flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
+    _run(main)
+
+
+def experiment(main: Callable[[list[str]], None]) -> None:
+    """Parses the flags that are defined, and runs `main`, which ends as `ending` says."""
+
+    def ended(argv: list[str]) -> None:
+        with ending():
+            main(argv)
+
+    _run(ended)
+
+
+def _run(main: Callable[[list[str]], None]) -> None:
+    flags.DEFINE_float(
+        "grace", faults.GRACE, "seconds from SIGTERM to the end; below the scheduler's", 1.0
+    )
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse)
 

@@ -7,7 +7,6 @@ inputs. A stage whose artifact is finished is skipped; an unfinished one goes on
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -157,7 +156,7 @@ def _generator_fields(config: config_lib.GeneratorConfig) -> dict[str, Any]:
                 f"config.generator.adapt.base: got {base!r}, which is no finished stage "
                 f"({artifacts.MARK} is missing); give the folder `generator` of a finished run"
             )
-        fields["adapt"]["base"] = json.loads(mark.read_text())["key"]
+        fields["adapt"]["base"] = artifacts.describe(mark.parent)["key"]
     return fields
 
 
@@ -233,10 +232,6 @@ def _check_arms(config: config_lib.Config) -> None:
     if not arms or not config.classify.seeds:
         raise config_lib.ConfigError("config.classify: takes at least one arm and one seed")
     for name in arms:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise config_lib.ConfigError(
-                f"config.classify.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
-            )
         preflight.check_arm(config, name)
     if len(set(config.classify.seeds)) < len(config.classify.seeds):
         raise config_lib.ConfigError(
@@ -358,7 +353,7 @@ class Pipeline:
         new = json.loads(json.dumps(config_lib.to_dict(self.config)))
         if path.exists() and not accept_config_change:
             # What changes no result may change between runs.
-            free = ("config.runtime.", "config.data.decode_once_mib")
+            free = ("config.runtime.", "config.data.decode_once_mib", "config.data.follow_links")
             changes = [
                 line
                 for line in differences(json.loads(path.read_text()), new)

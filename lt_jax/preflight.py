@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Collection
 from typing import Any
 
@@ -127,10 +126,6 @@ def check_detection(config: Config) -> None:
     if not part.arms:
         return
     for name, arm in part.arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-            raise ConfigError(
-                f"config.detect.arms: got {name!r}; takes names of letters, digits, '_' and '-'"
-            )
         if arm.data == "mixed" and arm.mix == "share" and arm.share == 0:
             raise ConfigError(
                 f"config.detect.arms.{name}.share: got 0.0; `mixed` takes a share above 0"

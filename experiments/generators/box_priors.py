@@ -10,14 +10,14 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
+from lt_jax import command
 from lt_jax.diffusion import priors
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "of the run")
+_CONFIG = command.define_config("of the run")
 _WORKDIR = flags.DEFINE_string("workdir", None, "of the run", required=True)
 DRAWS = 500  # images of each class
 BANDWIDTHS = (None, 0.001)  # None: by cross-validation
@@ -43,7 +43,6 @@ def measure(context: Any) -> list[dict[str, Any]]:
 
 def main(_: list[str]) -> None:
     """Prints the table."""
-    logging.set_verbosity(logging.WARNING)
     mesh.configure_devices(1, None)
     run = Pipeline(_CONFIG.value, pathlib.Path(_WORKDIR.value))
     print("| class | boxes | bandwidth | sampled to train | train to train | near copies |")
@@ -58,5 +57,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

@@ -15,16 +15,17 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import arms
 from experiments.generators import variants as variants_lib
+from lt_jax import command
 from lt_jax.evaluate import report as report_lib
 from lt_jax.pipeline import STAGES, Pipeline
 from lt_jax.runtime import files, mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "what all variants share")
+_CONFIG = command.define_config("what all variants share")
 _OUT = flags.DEFINE_string("out", None, "folder of all workdirs and of the cache", required=True)
 _VARIANTS = flags.DEFINE_list("variants", list(variants_lib.COMPARED), "which")
 _BASE = flags.DEFINE_string("base", "", "generator folder that lora, full and unadapted start from")
@@ -88,7 +89,6 @@ def _fidelity_cells(fidelity: Mapping[str, Any] | None) -> list[str]:
 
 def main(_: list[str]) -> None:
     """Trains the variants, or collects what is finished."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(_OUT.value)
     names = dict.fromkeys([variants_lib.BASELINE] * _COLLECT.value + _VARIANTS.value)
     runs = {name: pipeline_of(_CONFIG.value, out, name) for name in names}
@@ -107,5 +107,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 from experiments.generators import generators
+from lt_jax import command
 from lt_jax.data import augment
 from lt_jax.diffusion import program, sketch, trained
 from lt_jax.diffusion.requests import Request
@@ -68,7 +69,6 @@ def measure(context: Any, seed: int = 0) -> dict[str, Any]:
 
 def main(_: list[str]) -> None:
     """Prints the table and writes sketches.json."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(FLAGS.out)
     run = generators.pipeline_of(FLAGS.config, out, "sketch")
     mesh.configure_devices(run.config.runtime.cpu_devices, str(out / ".jax_cache"))
@@ -83,5 +83,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

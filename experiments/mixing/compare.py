@@ -15,16 +15,17 @@ import json
 import pathlib
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import arms as arms_lib
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.evaluate import report as report_lib
 from lt_jax.pipeline import STAGES, Pipeline
 from lt_jax.runtime import files, mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "of data, generator and recipe")
+_CONFIG = command.define_config("of data, generator and recipe")
 _OUT = flags.DEFINE_string("out", None, "the workdir's folder, and the cache", required=True)
 _LOSS = flags.DEFINE_enum(
     "loss", "balanced_softmax", ["balanced_softmax", "cross_entropy"], "of arms and proxy"
@@ -105,7 +106,6 @@ def table(results: dict[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Trains, or collects what is finished."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(_OUT.value)
     mesh.configure_devices(_CONFIG.value.runtime.cpu_devices, str(out / ".jax_cache"))
     config = configure(_CONFIG.value, _LOSS.value, _SEEDS.value, _FILL_TO.value, _ARMS.value)
@@ -124,5 +124,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import arms as arms_lib
 from experiments.scaling import pictures
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import prepare
 from lt_jax.evaluate import metrics
@@ -217,7 +218,6 @@ def _by_class(results: dict[str, Any]) -> list[str]:
 
 def main(_: list[str]) -> None:
     """Trains, or collects what is finished."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(flags.FLAGS.out)
     plan = Plan(
         tuple(float(text) for text in flags.FLAGS.fractions),
@@ -248,7 +248,7 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "of data, generator and recipe")
+    command.define_config("of data, generator and recipe")
     flags.DEFINE_string("out", None, "folder of the workdirs and their cache", required=True)
     flags.DEFINE_list("fractions", ["0.12", "0.25", "0.5", "1"], "of the train images")
     flags.DEFINE_list("doses", ["0.25", "0.5", "1", "2", "4"], "synthetic over real images")
@@ -262,5 +262,4 @@ if __name__ == "__main__":
     )
     flags.DEFINE_float("dose", 1.0, "of `synthetic`, where its controller is uniform")
     flags.DEFINE_bool("collect", False, "make curves of what is finished")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

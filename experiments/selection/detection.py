@@ -23,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.selection import outliers
 from experiments.selection.outliers import Outliers
 from experiments.selection.variants import ENSEMBLE, SCORES
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.classify import predict
 from lt_jax.context import Context
@@ -40,12 +41,12 @@ from lt_jax.runtime import files, keys, mesh
 from lt_jax.selection import ood
 from lt_jax.selection.ood import Evidence
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "of data, extractor and generator")
+_CONFIG = command.define_config("of data, extractor and generator")
 _OUT = flags.DEFINE_string("out", None, "folder of all workdirs and of the cache", required=True)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "of the extractors")
 _OBJECTIVES = flags.DEFINE_list("objectives", ["supervised", "contrastive"], "of the extractors")
 _LEFT_OUT = flags.DEFINE_string("left_out", "", "class, by name, that extractors are not shown")
-_OTHER = config_flags.DEFINE_config_file("other", None, "config of another data set")
+_OTHER = command.define_config("config of another data set", "other")
 _OTHER_ROOT = flags.DEFINE_string("other_root", "", "its config.data.root")
 _GENERATOR = flags.DEFINE_enum(
     "generator", "all", ["none", "own", "all"],
@@ -274,7 +275,6 @@ def measure(runs: Runs) -> dict[str, Any]:
 
 def main(_: list[str]) -> None:
     """Prints the tables and writes results.json."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(_OUT.value)
     mesh.configure_devices(_CONFIG.value.runtime.cpu_devices, str(out / ".jax_cache"))
     results = measure(Runs(_CONFIG.value, out))
@@ -283,5 +283,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

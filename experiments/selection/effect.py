@@ -20,21 +20,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
 from experiments import arms
 from experiments.arms import BASELINE
 from experiments.selection import variants as variants_lib
 from experiments.selection.variants import KEEP_RATES, UNSELECTED, VARIANTS
+from lt_jax import command
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate import report as report_lib
 from lt_jax.pipeline import STAGES, Pipeline
-from lt_jax.runtime import files, mesh
+from lt_jax.runtime import arrays, files, mesh
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "what all variants share")
+_CONFIG = command.define_config("what all variants share")
 _OUT = flags.DEFINE_string("out", None, "folder of all workdirs and of the cache", required=True)
 _VARIANTS = flags.DEFINE_list("variants", [BASELINE, *VARIANTS], "which")
 _LOSSES = flags.DEFINE_list("losses", ["balanced_softmax"], "of the pool arms")
@@ -63,7 +63,7 @@ def accuracy(context: Context, arm: str, split: str) -> list[float]:
     found = []
     for seed in context.config.classify.seeds:
         path = context.folder(f"classify/{arm}/seed{seed}") / "predictions.npz"
-        logits = np.load(path)[f"{split}_logits"].astype(np.float64)
+        logits = arrays.load(path)[f"{split}_logits"].astype(np.float64)
         found.append(float(metrics.balanced_accuracy(metrics.softmax(logits), labels)))
     return found
 
@@ -117,7 +117,6 @@ def table(results: Mapping[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Trains the variants, or collects what is finished."""
-    logging.set_verbosity(logging.WARNING)
     out = pathlib.Path(_OUT.value)
     mesh.configure_devices(_CONFIG.value.runtime.cpu_devices, str(out / ".jax_cache"))
     runs: dict[str, Pipeline] = {}
@@ -137,5 +136,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

@@ -15,10 +15,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import arms as arms_lib
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.evaluate import report as report_lib
 from lt_jax.pipeline import Pipeline
@@ -120,7 +121,6 @@ def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(_: list[str]) -> None:
     """Pretrains once, then adapts, synthesizes, classifies and reports task by task."""
-    logging.set_verbosity(logging.WARNING)
     out, shared = pathlib.Path(flags.FLAGS.out), flags.FLAGS.config
     mesh.configure_devices(shared.runtime.cpu_devices, str(out / ".jax_cache"))
     tasks = tasks_of(shared.data.source, flags.FLAGS.tasks)
@@ -149,12 +149,11 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "of data, generator and recipe")
+    command.define_config("of data, generator and recipe")
     flags.DEFINE_string("out", None, "folder of the workdirs, and of their cache", required=True)
     flags.DEFINE_list("tasks", [], "some of the data set's; default: all")
     flags.DEFINE_integer("shots", 0, "train images of each class; 0: all", lower_bound=0)
     flags.DEFINE_integer("seeds", 3, "classifiers an arm", lower_bound=2)
     flags.DEFINE_integer("rank", 8, "of the adapters", lower_bound=1)
     flags.DEFINE_integer("steps", 0, "of an adapter's training; 0: the generator's")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

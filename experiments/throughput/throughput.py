@@ -28,6 +28,7 @@ from ml_collections import config_flags
 from experiments.throughput import cases as cases_lib
 from experiments.throughput import sampling
 from experiments.throughput.cases import Case
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import sources
 from lt_jax.data.pool import PoolReader, open_pool
@@ -328,7 +329,7 @@ def _main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "config file", lock_config=True)
+    command.define_config("config file")
     flags.DEFINE_string("out", None, "JSON file to write")
     flags.DEFINE_integer("repetitions", 7, "how often each case is timed", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "that a repetition of a case lasts, about", lower_bound=0.0)

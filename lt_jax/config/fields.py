@@ -5,6 +5,7 @@ field's path, what it got and what it takes.
 """
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -105,20 +106,26 @@ def _field(hint: Any, field: dataclasses.Field, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, _mapping(value, path), path)  # type: ignore[arg-type]
     if typing.get_origin(hint) is Mapping:
-        item = typing.get_args(hint)[1]
-        entries = _mapping(value, path).items()
-        return FrozenDict(
-            {
-                name: build(item, _mapping(entry, f"{path}.{name}"), f"{path}.{name}")
-                for name, entry in entries
-            }
-        )
+        return _entries(typing.get_args(hint)[1], _mapping(value, path), path)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, tuple | list):
             raise ConfigError(f"{path}: got {value!r}; takes a tuple of {item.__name__}")
         return tuple(_scalar(item, field, entry, f"{path}[{i}]") for i, entry in enumerate(value))
     return _scalar(hint, field, value, path)
+
+
+def _entries(item: Any, values: Mapping[str, Any] | ml_collections.ConfigDict, path: str) -> Any:
+    """Sections by name; the names become folders."""
+    for name in values:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise ConfigError(f"{path}: got {name!r}; takes names of letters, digits, '_' and '-'")
+    return FrozenDict(
+        {
+            name: build(item, _mapping(entry, f"{path}.{name}"), f"{path}.{name}")
+            for name, entry in values.items()
+        }
+    )
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any] | ml_collections.ConfigDict:

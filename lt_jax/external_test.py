@@ -132,6 +132,7 @@ def main(_: list[str]) -> None:
             classes=tuple(flags.FLAGS.classes),
             on_bad_image=pipeline.config.data.on_bad_image,
             decode_once_mib=pipeline.config.data.decode_once_mib,
+            follow_links=pipeline.config.data.follow_links,
         )
         run(pipeline, data, out)
         print(report_lib.text_table(report_lib.read(out / "report.json")))

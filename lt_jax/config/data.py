@@ -39,6 +39,7 @@ class DataConfig:
     duplicate_distance: float = bounded(0.01, 0.0, 2.0)  # 1 - correlation of thumbnails
     on_bad_image: str = choice("error", "skip")
     decode_once_mib: int = not_in_key(4096)  # larger sets are decoded as they are read
+    follow_links: bool = not_in_key(False)  # symbolic links below `root` may lead out of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

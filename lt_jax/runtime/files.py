@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import pathlib
 import re
@@ -26,14 +27,17 @@ class LocatorError(UserError, ValueError):
     """A path of an image or mask that leads out of the data's root."""
 
 
-def inside(root: pathlib.Path, locator: str) -> pathlib.Path:
-    """The path of `locator` below `root`.
+def inside(root: pathlib.Path, locator: str, follow_links: bool = False) -> pathlib.Path:
+    """The path of `locator` below `root`, which may itself be a link.
 
-    Only the spelling is judged: a symbolic link that stands inside the root may lead elsewhere,
-    because whoever owns the root has put it there, and image folders often are links.
+    Args:
+      root: the folder that is not to be left.
+      locator: a relative path.
+      follow_links: symbolic links below the root may lead elsewhere, as image folders do that
+        somebody has linked there on purpose; else they lead nowhere but inside.
 
     Raises:
-      LocatorError: the locator is empty, absolute, or climbs out of the root.
+      LocatorError: the locator is empty, absolute, or leads out of the root.
     """
     parts = pathlib.Path(locator).parts
     normal = os.path.normpath(locator) if locator else ".."
@@ -42,7 +46,21 @@ def inside(root: pathlib.Path, locator: str) -> pathlib.Path:
             f"{locator!r} leads out of {root}; give image and mask paths relative to "
             "config.data.root, without '..' above it"
         )
-    return root.joinpath(*parts)
+    path = root.joinpath(*parts)
+    if not follow_links:
+        real, own = os.path.realpath(path), _real(root)
+        if os.path.commonpath((real, own)) != own:
+            raise LocatorError(
+                f"{locator!r} leads out of {root}, by a symbolic link to {real}; where that is "
+                "meant, pass --config.data.follow_links"
+            )
+    return path
+
+
+@functools.lru_cache(maxsize=64)
+def _real(root: pathlib.Path) -> str:
+    """Kept, since each image asks for it."""
+    return os.path.realpath(root)
 
 
 def os_error_number(error: Exception) -> int | None:
@@ -65,11 +83,7 @@ def disk_errors(path: pathlib.Path, what: str, needed: int | None = None) -> Ite
     try:
         yield
     except Exception as error:
-        # ArrayRecord reports the same conditions without a number.
-        texts = ("No space left", "quota exceeded")
-        full = os_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
-        full = full or any(text in str(error) for text in texts)
-        if not full or isinstance(error, DiskFullError):
+        if isinstance(error, DiskFullError) or not _is_full(error):
             raise
         raise _no_space(path, what, needed) from error
 
@@ -113,6 +127,13 @@ def sweep(folder: pathlib.Path, outside: pathlib.Path | None = None) -> None:
     for path in folder.rglob(".*"):
         if _TEMPORARY.fullmatch(path.name) and outside not in path.parents:
             path.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    # ArrayRecord reports the same conditions without a number.
+    texts = ("No space left", "quota exceeded")
+    known = os_error_number(error) in (errno.ENOSPC, errno.EDQUOT)
+    return known or any(text in str(error) for text in texts)
 
 
 def _no_space(path: pathlib.Path, what: str, needed: int | None) -> DiskFullError:

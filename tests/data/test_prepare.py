@@ -395,7 +395,7 @@ def test_ham10000_lesions_stay_whole_and_masks_lie_on_their_lesions(out, tmp_pat
     for dx in ("akiec", "bcc", "bkl", "mel", "nv"):
         few += [row for row in rows if row.split(",")[2] == dx][:30]
     (root / "HAM10000_metadata.csv").write_text("\n".join([header, *few]) + "\n")
-    data = config(root, source="ham10000", image_size=32)
+    data = config(root, source="ham10000", image_size=32, follow_links=True)
     made = prepare.prepare(data, out)
     assert len(made) == 80 + 112 + 150 and made.protocol["near_duplicates"]["groups_joined"] == 0
     assert (made.counts("test") > 0).all() and (made.counts("policy_val") > 0).all()

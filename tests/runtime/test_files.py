@@ -19,6 +19,25 @@ def test_locators_inside_the_root_are_joined(tmp_path):
     assert files.inside(tmp_path, "..b.png") == tmp_path / "..b.png"
 
 
+def test_a_symbolic_link_leads_out_of_the_root_only_where_that_is_allowed(tmp_path):
+    root, elsewhere = tmp_path / "root", tmp_path / "rootless"  # its name begins alike
+    for folder in (root / "a", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x.png").write_bytes(b"")
+    (root / "images").symlink_to(elsewhere)
+    (root / "one.png").symlink_to(elsewhere / "x.png")
+    (root / "same.png").symlink_to("a/x.png")
+    (tmp_path / "linked").symlink_to(root)
+    for name in ("images/x.png", "one.png", "a/../images/x.png"):
+        with pytest.raises(
+            files.LocatorError, match=r"symbolic link to .*config\.data\.follow_links"
+        ):
+            files.inside(root, name)
+        assert files.inside(root, name, follow_links=True) == root / name
+    assert files.inside(root, "same.png").exists()
+    assert files.inside(tmp_path / "linked", "a/x.png").exists()  # the root itself may be one
+
+
 def test_a_file_appears_only_when_whole(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")

@@ -49,6 +49,8 @@ def export(
     columns = pool.columns
     chosen = np.full(len(pool), verdict == ALL) | (columns["verdict"] == verdict)
     rows = np.flatnonzero(chosen)
+    if foreign := set(columns["verdict"].tolist()) - {*schema.VERDICTS}:  # they name folders
+        raise PoolError(f"{folder}: unknown verdict {min(foreign)!r}; {schema.AGAIN}")
     _claim(out, _mark(folder, verdict))
     paths = _paths(pool, rows, verdict == ALL)
     for name in sorted({path.rpartition("/")[0] for path in paths if path}):

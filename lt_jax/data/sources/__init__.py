@@ -89,10 +89,11 @@ class FileSource:
                 f"source {data.source!r}"
             )
         self.root = Path(data.root)
+        self._follow_links = data.follow_links
 
     def decode(self, locator: str) -> UInt8[np.ndarray, "h w c"]:
         """Decodes a file below the root; a locator that leads out of it is refused."""
-        return images.decode(inside(self.root, locator))
+        return images.decode(inside(self.root, locator, self._follow_links))
 
 
 _SOURCES: dict[str, Callable[[DataConfig], Source]] = {}

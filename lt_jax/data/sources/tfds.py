@@ -8,6 +8,7 @@ needs TensorFlow, once, on any machine:
 """
 
 import logging
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from jaxtyping import UInt8
 from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data.images import ImageError
 from lt_jax.data.sources import Record, SourceError, register
+
+# "name", "name/config", "name:1.2.3": "namespace:name" would fetch a program and run it.
+_NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 
 
 @register("tfds")
@@ -29,6 +33,11 @@ class TFDS:
         """Raises ConfigError where the set is not prepared, SourceError where it has no labels."""
         self.name = data.source
         self._name = data.source.partition(":")[2]
+        if not _NAME.fullmatch(self._name):
+            raise ConfigError(
+                f"config.data.source: got {data.source!r}; takes tfds:<name>, tfds:<name>/<config> "
+                "or tfds:<name>:<version>: sets of other namespaces come with code of their own"
+            )
         self._data_dir = data.root or None
         self._splits = _open(self._name, self._data_dir)
         features = next(iter(self._splits.values())).dataset_info.features

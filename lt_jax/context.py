@@ -16,7 +16,7 @@ from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import annotations
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
-from lt_jax.runtime import checkpoint
+from lt_jax.runtime import arrays, checkpoint
 from lt_jax.runtime.artifacts import Spec, Store
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Float, Params
@@ -34,8 +34,8 @@ class Context:
     command: str
 
     def folder(self, stage: str) -> pathlib.Path:
-        """The artifact of a stage."""
-        return self.store.folder(self.specs[stage])
+        """The artifact of a stage, intact where it is finished (see `Store.intact`)."""
+        return self.store.intact(self.specs[stage])
 
     @functools.cached_property
     def data(self) -> tuple[SplitManifest, Images]:
@@ -74,13 +74,13 @@ class Context:
     def evidence(self, split: str) -> Evidence | None:
         """What the extractor says of a split's real images, by its rows; None where it is empty."""
         manifest, _ = self.data
-        arrays = np.load(self.folder("extractor") / "features.npz")
-        if f"{split}_rows" not in arrays:
+        held = arrays.load(self.folder("extractor") / "features.npz")
+        if f"{split}_rows" not in held:
             return None
         return Evidence(
-            features=arrays[f"{split}_features"],
-            logits=arrays[f"{split}_logits"],
-            labels=manifest.labels[arrays[f"{split}_rows"]],
+            features=held[f"{split}_features"],
+            logits=held[f"{split}_logits"],
+            labels=manifest.labels[held[f"{split}_rows"]],
             errors=None,
         )
 

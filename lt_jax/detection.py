@@ -10,7 +10,6 @@ and what is written of them is ids, boxes and scores: where their lesions are, n
 
 import dataclasses
 import functools
-import io
 import json
 import pathlib
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from lt_jax.evaluate.metrics.average_precision import Found, Lesions
 from lt_jax.evaluate.statistics import detection as evaluate
 from lt_jax.mixing import controllers
 from lt_jax.mixing.mixture import Mixture
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import checkpoint, files
 from lt_jax.runtime.ledger import Clock, Ledger
 
@@ -65,9 +65,7 @@ def run(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Led
             found = predict.predict(forward, params, images, rows, recipe.batch_size)
             arrays[f"{split}_ids"] = np.array(manifest.ids)[rows]
             arrays |= {f"{split}_{name}": leaf for name, leaf in vars(found).items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    files.write_atomically(folder / PREDICTIONS, buffer.getvalue(), PREDICTIONS)
+    arrays_lib.save(folder / PREDICTIONS, arrays)
     files.write_atomically(folder / "mixture.json", json.dumps(mixture), "the mixture")
     clock.read()
     return costs
@@ -287,7 +285,7 @@ def _in_words(arm: DetectArmConfig) -> str:
 def _run(context: Context, arm: str, seed: int, test_ids: Sequence[str]) -> evaluate.Run:
     stage = f"detect/{arm}/seed{seed}"
     path = context.folder(stage) / PREDICTIONS
-    held = dict(np.load(path))
+    held = arrays_lib.load(path)
     if [*held.get("test_ids", ())] != [*test_ids]:
         raise ManifestError(
             f"{path} holds other test images than the manifest; delete its folder and run detect "

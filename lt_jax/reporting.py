@@ -23,7 +23,7 @@ from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.report import detection_page
 from lt_jax.evaluate.statistics import tables
 from lt_jax.mixing import controllers
-from lt_jax.runtime import artifacts, metrics
+from lt_jax.runtime import arrays, artifacts, metrics
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
 
@@ -82,7 +82,11 @@ def gather(context: Context, purpose: str) -> report_lib.ReportInputs:
 
 
 def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Links a finished report into the workdir and prints its table and path."""
+    """Links a finished report into the workdir and prints its table and path.
+
+    Raises ArtifactError where it is not what was written.
+    """
+    artifacts.compare(folder)
     for name in ("report.json", "report.html", "figures"):
         artifacts.link(workdir / name, folder / name)
     written = report_lib.read(folder / "report.json")
@@ -167,7 +171,7 @@ def _run(
     test_ids: tuple[str, ...],
 ) -> report_lib.Run:
     path = context.folder(stage) / "predictions.npz"
-    predictions = dict(np.load(path))
+    predictions = arrays.load(path)
     expected: dict[str, Sequence[str]] = {
         split: [manifest.ids[row] for row in manifest.rows(split)]
         for split in ("val", "policy_val")

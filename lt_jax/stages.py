@@ -6,7 +6,6 @@ in which they are masked.
 
 import dataclasses
 import functools
-import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -28,7 +27,8 @@ from lt_jax.data.randaugment import RandAugment
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
-from lt_jax.runtime import checkpoint, files
+from lt_jax.runtime import arrays as arrays_lib
+from lt_jax.runtime import artifacts, checkpoint, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
@@ -75,6 +75,7 @@ def _generator(folder: pathlib.Path, context: Context) -> Ledger:
     base = None
     if start := context.config.generator.adapt.base:
         held_out = hashes[np.array(manifest.splits) != "train"].tolist()
+        artifacts.compare(pathlib.Path(start))
         base, before = trained.load_base(pathlib.Path(start), meanings, held_out)
         seen |= set(before)
     costs = diffusion_train.train(
@@ -124,7 +125,7 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
     for split, output in outputs.items():
         arrays |= {f"{split}_rows": output.rows, f"{split}_logits": output.logits}
         arrays[f"{split}_features"] = output.features
-    _save_arrays(folder / "features.npz", arrays)
+    arrays_lib.save(folder / "features.npz", arrays)
     return costs
 
 
@@ -211,7 +212,7 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
     arrays = {}
     for split, output in outputs.items():
         arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
-    _save_arrays(folder / "predictions.npz", arrays)
+    arrays_lib.save(folder / "predictions.npz", arrays)
     mixtures = history.mixtures(folder, controller, data, config.rounds)
     _save_mixture(folder / "mixture.json", mixtures)
     return costs
@@ -303,12 +304,6 @@ def _pool_images(
     ends = np.cumsum(counts)
     decoded: Any = pool[np.concatenate(rows)]  # an array serves as an image store
     return decoded, np.split(np.arange(ends[-1]), ends[:-1])
-
-
-def _save_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    files.write_atomically(path, buffer.getvalue(), path.name)
 
 
 def _save_mixture(path: pathlib.Path, mixtures: Sequence[controllers.Mixture]) -> None:

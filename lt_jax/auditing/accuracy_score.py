@@ -18,7 +18,6 @@ worth on top of these is what arms are for.
 """
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +33,7 @@ from lt_jax.data.manifest import ManifestError
 from lt_jax.data.pool import PoolReader
 from lt_jax.errors import UserError
 from lt_jax.mixing.controllers import Feedback, Mixture
-from lt_jax.runtime import files
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.shapes import Int, UInt8
 
@@ -139,9 +138,7 @@ def measure(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], Led
             _balanced(arrays[f"val_{name}_{seed}"], manifest.labels[val], counts > 0)
             for seed in context.config.classify.seeds
         ]
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    files.write_atomically(folder / PREDICTIONS, buffer.getvalue(), PREDICTIONS)
+    arrays_lib.save(folder / PREDICTIONS, arrays)
     classes = np.flatnonzero(counts).tolist()
     found = {
         "seeds": list(context.config.classify.seeds),
@@ -172,7 +169,7 @@ def test(
 
     Raises ManifestError where the predictions are of other images than `ids`.
     """
-    held = np.load(folder / PREDICTIONS, allow_pickle=False)
+    held = arrays_lib.load(folder / PREDICTIONS)
     if [*held["test_ids"]] != [*ids]:
         raise ManifestError(
             f"{folder / PREDICTIONS} holds other test images than the manifest; delete its folder "

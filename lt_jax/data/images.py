@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from lt_jax.errors import UserError
+from lt_jax.runtime.arrays import load_one
 
 Box = tuple[float, float, float, float]
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF 6.0
@@ -203,9 +204,9 @@ class ArrayImages:
     """Images decoded beforehand, in a memory-mapped .npy file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError or ValueError where `path` is no whole .npy file."""
+        """Raises ArrayFileError where `path` is no whole .npy file."""
         self._path = path.absolute()
-        self._array = np.load(path, mmap_mode="r")
+        self._array = load_one(path, mapped=True)
 
     def __reduce__(self) -> tuple[type["ArrayImages"], tuple[Path]]:
         """Pickled by its path, for loader processes; a memory map would be copied whole."""

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from lt_jax.data.images import Box, as_box, is_box
 from lt_jax.data.splits import SPLITS
 from lt_jax.errors import UserError
-from lt_jax.runtime.files import whole_file
+from lt_jax.runtime.files import disk_errors, whole_file
 
 LOCKED = -1  # stands for a test label in a manifest without them
 
@@ -183,7 +183,7 @@ class SplitManifest:
             "manifest_sha256": self.sha256,
             "images": len(rows),
         }
-        with log.open("a", encoding="utf-8") as stream:
+        with disk_errors(log, "the log of openings"), log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(entry) + "\n")
             stream.flush()
             os.fsync(stream.fileno())

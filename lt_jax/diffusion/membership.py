@@ -32,7 +32,7 @@ from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.diffusion import denoising_error
 from lt_jax.diffusion.generator import Generator
-from lt_jax.runtime import faults, files, keys, ledger, mesh
+from lt_jax.runtime import arrays, faults, files, keys, ledger, mesh
 from lt_jax.runtime.progress import Progress
 from lt_jax.shapes import Array, Float, ImagesU8, Int, Labels, Params
 
@@ -124,7 +124,7 @@ def measure(
     costs = ledger.Ledger()
     clock = ledger.Clock(costs)
     path = folder / "losses.npy"
-    found = [np.load(path, allow_pickle=False)] if path.exists() else []
+    found = [arrays.load_one(path)] if path.exists() else []
     done = sum(map(len, found))
     with Progress("audit membership", len(rows), "image", done) as bar:
         for number, start in enumerate(range(done, len(rows), batch_size), 1):

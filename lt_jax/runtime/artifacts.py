@@ -4,6 +4,9 @@ The artifact of a stage is a folder `<store>/<stage>-<key>`, where the key is th
 config fields that the stage reads, the keys of its inputs and the stage's schema version.
 `artifact.json` is written last and atomically: a folder without it is unfinished work, which the
 stage may go on with. The workdir links to its artifacts by name.
+
+The mark holds the sha256 of the artifact's files, which are compared when a run first reads it. Of
+what has digests of its own there is none: checkpoints, and the shards and parts of a pool.
 """
 
 import dataclasses
@@ -23,6 +26,14 @@ from lt_jax.runtime.ledger import Ledger
 
 MARK = "artifact.json"  # written last, into a finished stage's folder
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+# Folders whose content has digests of its own, or is never read again; and steps of checkpoints.
+_APART = ("checkpoints", "events", "parts", "shards")
+
+
+class ArtifactError(UserError, ValueError):
+    """A finished artifact that is not what its stage wrote."""
 
 
 class OccupiedError(UserError, FileExistsError):
@@ -61,6 +72,7 @@ class Store:
         """Artifacts lie in `cache`, or in `workdir`/artifacts."""
         self._workdir = workdir.resolve()
         self.root = (cache or workdir / "artifacts").resolve()
+        self._compared: set[pathlib.Path] = set()
 
     def folder(self, spec: Spec) -> pathlib.Path:
         """Where the artifact lies or is going to lie."""
@@ -69,6 +81,17 @@ class Store:
     def done(self, spec: Spec) -> bool:
         """Whether it is finished."""
         return (self.folder(spec) / MARK).exists()
+
+    def intact(self, spec: Spec) -> pathlib.Path:
+        """The folder; of a finished artifact, once its files are what the stage wrote.
+
+        Raises ArtifactError where they are not; they are compared once in the store's life.
+        """
+        folder = self.folder(spec)
+        if folder not in self._compared and self.done(spec):
+            compare(folder)
+            self._compared.add(folder)
+        return folder
 
     def open(self, spec: Spec) -> pathlib.Path:
         """Makes the folder of unfinished work, and the workdir's link to it."""
@@ -88,15 +111,64 @@ class Store:
             "versions": versions(),
             "ledger": dataclasses.asdict(ledger),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "files": _digests(self.folder(spec)),
         }
+        description["sha256"] = _digest(description)
         files.write_atomically(
             self.folder(spec) / MARK, json.dumps(description, indent=1), "an artifact"
         )
 
     def ledger(self, spec: Spec) -> Ledger:
         """What the finished artifact has cost."""
-        description = json.loads((self.folder(spec) / MARK).read_text())
-        return Ledger.of(description["ledger"])
+        return Ledger.of(describe(self.folder(spec))["ledger"])
+
+
+def describe(folder: pathlib.Path) -> dict[str, Any]:
+    """What the mark of a finished artifact says. Raises ArtifactError where it is damaged."""
+    path = folder / MARK
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        told = described.pop("sha256", None)  # older ones have none
+        if told not in (None, _digest(described)):
+            raise ValueError("its sha256 does not match")
+    except (ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: damaged ({error}); {_anew(folder)}") from error
+    return described
+
+
+def compare(folder: pathlib.Path) -> None:
+    """Raises ArtifactError where a file of a finished artifact is missing or altered."""
+    for name, told in describe(folder).get("files", {}).items():
+        path = files.inside(folder, name, follow_links=True)
+        if not path.is_file():
+            raise ArtifactError(f"{path} is missing; {_anew(folder)}")
+        if _sha256(path) != told:
+            raise ArtifactError(f"{path} is not what was written (sha256); {_anew(folder)}")
+
+
+def _anew(folder: pathlib.Path) -> str:
+    return f"delete the folder {folder} and run the same command again, which makes it anew"
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """sha256 of each file by its path below `folder`."""
+    found = {}
+    for at, below, names in os.walk(folder):
+        below[:] = sorted(name for name in below if name not in _APART and not name.isdigit())
+        for name in sorted(names):
+            path = pathlib.Path(at, name)
+            if name != MARK and not name.startswith("."):
+                found[path.relative_to(folder).as_posix()] = _sha256(path)
+    return found
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 def link(at: pathlib.Path, target: pathlib.Path) -> None:

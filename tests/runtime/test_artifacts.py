@@ -60,6 +60,79 @@ def test_finished_work_is_described_and_its_cost_comes_back(tmp_path):
     assert {"python", "jax", "jaxlib", "flax", "numpy"} <= set(description["versions"])
 
 
+def finished(store: Store):
+    """An artifact with files of every kind."""
+    folder = store.open(SPEC)
+    for name in ("features.npz", "schedules/policy_0.json", "checkpoints/4/state", ".lock"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    for name in ("params/0/state", "shards/0.array_record", "parts/0.parquet", "events/x"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    store.finish(SPEC, Ledger(1.5, 20, 3e9, 0.1))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["features.npz", "schedules/policy_0.json", "artifact.json"])
+@pytest.mark.parametrize("place", [0, -2])
+def test_a_flipped_byte_is_found_when_a_run_first_reads_it(tmp_path, name, place):
+    folder = finished(Store(tmp_path))
+    assert Store(tmp_path).intact(SPEC) == folder
+    raw = bytearray((folder / name).read_bytes())
+    raw[place] ^= 2
+    (folder / name).write_bytes(raw)
+    told = rf"{folder}/{name}.*delete the folder {folder} and run the same command again"
+    with pytest.raises(artifacts.ArtifactError, match=told):
+        Store(tmp_path).intact(SPEC)
+
+
+def test_every_byte_of_the_mark_counts(tmp_path):
+    """A digit of its ledger, say, would read as well as the right one."""
+    folder = finished(Store(tmp_path))
+    mark = folder / "artifact.json"
+    mark.write_text(mark.read_text().replace('"images": 20', '"images": 21'))
+    with pytest.raises(artifacts.ArtifactError, match=r"damaged.*sha256"):
+        Store(tmp_path).ledger(SPEC)
+
+
+def test_a_lost_file_is_named_and_unfinished_or_older_work_is_read_as_it_is(tmp_path):
+    store = Store(tmp_path)
+    assert store.intact(SPEC) == store.folder(SPEC)
+    folder = finished(store)
+    (folder / "features.npz").unlink()
+    with pytest.raises(artifacts.ArtifactError, match=r"features\.npz is missing"):
+        store.intact(SPEC)
+    mark = json.loads((folder / "artifact.json").read_text())
+    del mark["files"], mark["sha256"]
+    (folder / "artifact.json").write_text(json.dumps(mark))
+    assert Store(tmp_path).intact(SPEC) == folder
+
+
+def test_what_has_digests_of_its_own_is_not_read_twice_and_files_once_a_run(tmp_path, monkeypatch):
+    store, read = Store(tmp_path), []
+    folder = finished(store)
+    told = json.loads((folder / "artifact.json").read_text())["files"]
+    assert sorted(told) == ["features.npz", "schedules/policy_0.json"]
+    inside = artifacts.files.inside
+    note = lambda root, name, **how: read.append(name) or inside(root, name, **how)
+    monkeypatch.setattr(artifacts.files, "inside", note)
+    for _ in range(3):
+        store.intact(SPEC)
+    assert sorted(read) == sorted(told)
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/hostname"])
+def test_a_mark_cannot_name_files_outside(tmp_path, name):
+    store = Store(tmp_path)
+    folder = finished(store)
+    mark = json.loads((folder / "artifact.json").read_text())
+    del mark["sha256"]
+    mark["files"] = {name: "0" * 64}
+    (folder / "artifact.json").write_text(json.dumps(mark))
+    with pytest.raises(artifacts.files.LocatorError, match="leads out of"):
+        store.intact(SPEC)
+
+
 def test_work_whose_mark_was_interrupted_is_not_done(tmp_path, monkeypatch):
     store = Store(tmp_path)
     folder = store.open(SPEC)

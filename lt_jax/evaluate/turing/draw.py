@@ -122,7 +122,7 @@ def _prepared(folder: pathlib.Path, real: pathlib.Path | None) -> pathlib.Path:
         return inner if (inner / "manifest.json").is_file() else real
     found = [folder.absolute().parent / "prepare"]
     if (mark := folder / artifacts.MARK).is_file():  # in a cache, artifacts lie side by side
-        key = json.loads(mark.read_text(encoding="utf-8"))["inputs"].get("prepare", "")
+        key = artifacts.describe(mark.parent)["inputs"].get("prepare", "")
         found.append(folder.resolve().parent / f"prepare-{key[:16]}")
     for place in found:
         if (place / "manifest.json").is_file():
@@ -140,7 +140,7 @@ def _data_config(folder: pathlib.Path) -> config_lib.DataConfig:
     """
     mark, array = folder / artifacts.MARK, folder / "images.npy"
     if mark.is_file():
-        told: Mapping[str, Any] = json.loads(mark.read_text(encoding="utf-8"))["config"]
+        told: Mapping[str, Any] = artifacts.describe(folder)["config"]
         fields = {field.name for field in dataclasses.fields(config_lib.DataConfig)}
         known = {name: value for name, value in told.items() if name in fields}
         return config_lib.build(config_lib.DataConfig, known, "config.data")

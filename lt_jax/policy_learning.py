@@ -35,7 +35,7 @@ from lt_jax.mixing import (
 from lt_jax.mixing.environment import heads
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.proxy_data import ProxyData, collect
-from lt_jax.runtime import checkpoint, faults, files, keys, metrics, progress
+from lt_jax.runtime import checkpoint, faults, files, finite, keys, metrics, progress
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Float
 
@@ -217,6 +217,7 @@ def _learn(
                     writer.write(done, means)
                 if done % SAVE_EVERY == 0 or last or faults.stopping():
                     clock.read()
+                    finite.require(training.states, f"mixing, update {done}")
                     checkpoints.save(done, training, {"ledger": vars(costs)})
                     faults.raise_if_stopping(f"mixing, update {done}")
     return training, costs

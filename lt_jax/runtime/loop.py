@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.config import RuntimeConfig
-from lt_jax.runtime import checkpoint, faults, ledger, mesh, metrics, progress
+from lt_jax.runtime import checkpoint, faults, finite, ledger, mesh, metrics, progress
 from lt_jax.runtime.train_state import TrainState
 from lt_jax.shapes import Array, PRNGKey
 
@@ -136,7 +136,11 @@ class Loop:
         return state
 
     def save(self, state: TrainState, step: int) -> None:
-        """Saves everything that continuing from `step` needs, as one atomic checkpoint."""
+        """Saves everything that continuing from `step` needs, as one atomic checkpoint.
+
+        Raises NonFiniteError for a state that is not finite: what is saved always is.
+        """
+        finite.require(state, f"{self._name}, step {step}")
         self._clock.read()
         note = {"ledger": dataclasses.asdict(self.ledger), "stream": self._stream.state()}
         note["window"] = self._window.state()
@@ -184,8 +188,8 @@ class Loop:
         if bad:
             raise faults.NonFiniteError(
                 f"{self._name}: {', '.join(bad)} became non-finite at step {n}; the batch held "
-                f"{self._stream.describe(n)}; the last checkpoint before it is intact: lower the "
-                "learning rate or clip_norm and run again"
+                f"{self._stream.describe(n)}; the last checkpoint before it is finite, and the "
+                "same command makes all steps from there: lower the learning rate or clip_norm"
             )
         self._window.add(host)
 

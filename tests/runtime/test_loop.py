@@ -270,6 +270,29 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_is_never_saved(tmp_p
     assert np.isfinite(state.params["w"]).all()
 
 
+def test_a_state_that_is_not_finite_is_never_saved_though_its_metrics_are(tmp_path):
+    """Those of a step are computed before its update; its checkpoint came back in every rerun."""
+    inner, _ = make_step(2)
+
+    def step(state, batch, key, context):
+        state, values = inner(state, batch, key, context)
+        if int(state.step) == 8:  # where a checkpoint is due
+            state = state.replace(params={"w": state.params["w"].at[2].set(jnp.inf)})
+        return state, values
+
+    step.lower = inner.lower
+    told = r"toy 3, step 8: 1 arrays .*non-finite, \.params\['w'\] .* not saved"
+    with pytest.raises(faults.NonFiniteError, match=told):
+        train(tmp_path, step=step)
+    seen = []
+    stream = Rows()
+    stream.before = seen.append
+    state, _ = train(tmp_path, stream=stream)
+    assert seen[0] == 4  # all steps from the checkpoint before, none left out
+    whole, _ = train(tmp_path / "unbroken")
+    assert_same(state, whole)
+
+
 def test_waiting_for_data_is_measured(tmp_path):
     """As a part of the steps since the last line: compiling the step, restoring and validating
     once counted as time in which the loader was quick.

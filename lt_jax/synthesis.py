@@ -21,7 +21,7 @@ from lt_jax.data import augment
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.diffusion import denoising_error, program, requests, synthesize, trained
 from lt_jax.evaluate.images import fidelity
-from lt_jax.runtime import files, keys, mesh
+from lt_jax.runtime import faults, files, keys, mesh
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
 from lt_jax.selection import audit, diversity, memorization, ood, select
@@ -159,6 +159,7 @@ def _with_errors(
     rows = manifest.rows(split)
     found = []
     for start in range(0, len(rows), config.batch_size):
+        faults.check("the fit of the gates")
         chunk = mesh.pad(rows[start : start + config.batch_size], config.batch_size)
         found.append(measure(unet, images[chunk], manifest.labels[chunk], chunk.astype(np.int32)))
     return dataclasses.replace(held, errors=np.concatenate(jax.device_get(found))[: len(rows)])

@@ -11,7 +11,7 @@ from lt_jax.context import Context
 from lt_jax.data.images import Images
 from lt_jax.evaluate.images import fidelity
 from lt_jax.models import inception, inception_weights, module
-from lt_jax.runtime import mesh
+from lt_jax.runtime import faults, mesh
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.shapes import Features, Float, ImagesU8, Int, Params
@@ -72,6 +72,7 @@ class _forward:
         found = []
         with Progress("audit inception", len(rows), "image") as bar:
             for start in range(0, len(rows), self._size):
+                faults.check("audit inception")
                 chunk = rows[start : start + self._size]
                 batch = images[mesh.pad(chunk, self._size)]
                 found.append(jax.device_get(self._program(self._params, batch))[: len(chunk)])

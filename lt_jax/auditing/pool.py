@@ -16,7 +16,7 @@ from lt_jax.data.images import Images
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate.images import artefacts, privacy
 from lt_jax.evaluate.images import diversity as diversity_lib
-from lt_jax.runtime import mesh
+from lt_jax.runtime import faults, mesh
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import memorization, registration, similarity
@@ -115,6 +115,7 @@ def _nearest(
     size, found = memorization.BATCH, []
     with Progress("audit nearness", len(rows), "image") as bar:
         for start in range(0, len(rows), size):
+            faults.check("audit nearness")
             at = np.minimum(start + np.arange(size), len(rows) - 1)
             told = jnp.asarray(features[at]), jnp.asarray(own[at])
             found.append(jax.device_get(program(bank, images[rows[at]], *told)))
@@ -246,6 +247,7 @@ def pairwise(images: UInt8[np.ndarray, "n h w c"], most: int) -> Float[np.ndarra
     size = max(16, PIXELS // int(np.prod(images.shape[1:3])))
     likeness = np.eye(len(images))
     for start in range(0, len(first), size):
+        faults.check("audit diversity")
         i, j = first[start : start + size], second[start : start + size]
         found = np.asarray(_compare(told, mesh.pad(i, size), mesh.pad(j, size)))[: len(i)]
         likeness[i, j] = likeness[j, i] = found

@@ -11,7 +11,7 @@ from lt_jax.config import ClassifierConfig
 from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.models import classifier, module
-from lt_jax.runtime import mesh
+from lt_jax.runtime import faults, mesh
 from lt_jax.shapes import Features, ImagesU8, Logits, Params
 
 Forward = Callable[[Params, ImagesU8], tuple[Logits, Features]]
@@ -36,9 +36,10 @@ def predict(
     rows: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 [n, k] and features float32 [n, d] of `images[rows]`."""
+    """Logits float32 [n, k] and features float32 [n, d] of `images[rows]`; SIGTERM ends it."""
     logits, features = [], []
     for start in range(0, len(rows), batch_size):
+        faults.check("a prediction")
         chunk = rows[start : start + batch_size]
         # Padded, so that every batch has the one shape that is compiled.
         batch = images[mesh.pad(chunk, batch_size)]

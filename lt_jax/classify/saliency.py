@@ -31,6 +31,7 @@ from lt_jax.config import ClassifierConfig
 from lt_jax.data import augment
 from lt_jax.models import attended, classifier, module
 from lt_jax.models.vit import ViT
+from lt_jax.runtime import faults
 from lt_jax.shapes import Array, Float, Images, ImagesU8, Int, Params
 
 STEPS = 64
@@ -105,6 +106,7 @@ def integrated_gradients(
     at = jnp.asarray(label, jnp.int32)
     total = np.zeros(x.shape, np.float64)
     for start in range(0, steps, BATCH):
+        faults.check("saliency")
         total += np.asarray(of(params, x, at, jnp.asarray(middles[start : start + BATCH]))[1])
     ends = np.zeros(BATCH, np.float32)
     ends[0] = 1.0

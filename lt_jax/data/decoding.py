@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from lt_jax.config import DataConfig
 from lt_jax.data import duplicates, images, sources
 from lt_jax.data.images import Box, ImageError
+from lt_jax.runtime import faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,7 @@ def decode_all(
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         for row, (digest, found, error) in enumerate(pool.map(one, range(n))):
+            faults.check("prepare")
             if error is None:
                 rows.append(row)
             elif data.on_bad_image == "error":

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from lt_jax.errors import UserError
+from lt_jax.runtime import faults
 
 THUMBNAIL = 16
 # Standard deviation below which a thumbnail (in [0, 1]) says nothing: 2.5 gray levels. The flattest
@@ -53,6 +54,7 @@ def near_duplicates(
     least = 1.0 - max(distance, 1e-6)
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(unit), _CHUNK):
+        faults.check("the search for near-duplicates")
         close = np.argwhere(unit[start : start + _CHUNK] @ unit[start:].T >= least)
         found.append(clear[close[close[:, 0] < close[:, 1]] + start])
         if sum(map(len, found)) > 50 * len(thumbnails):

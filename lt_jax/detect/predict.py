@@ -13,7 +13,7 @@ from lt_jax.data.images import Images
 from lt_jax.detect import decode
 from lt_jax.detect.decode import Detections
 from lt_jax.models import detector, module
-from lt_jax.runtime import mesh
+from lt_jax.runtime import faults, mesh
 from lt_jax.shapes import ImagesU8, Params
 
 Forward = Callable[[Params, ImagesU8], Detections]
@@ -40,6 +40,7 @@ def predict(
     """The detections of `images[rows]`, n > 0, on host: boxes [n d 4], scores [n d], labels."""
     found = []
     for start in range(0, len(rows), batch_size):
+        faults.check("a prediction")
         chunk = rows[start : start + batch_size]
         # Padded, so that every batch has the one shape that is compiled.
         result = jax.device_get(forward(params, images[mesh.pad(chunk, batch_size)]))

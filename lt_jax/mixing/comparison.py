@@ -12,7 +12,7 @@ from lt_jax.mixing import networks, population, rollout, search
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.learn import Learner
 from lt_jax.mixing.networks import Policy
-from lt_jax.runtime import keys
+from lt_jax.runtime import faults, keys
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 COMPARED = 32  # episodes of each rule
@@ -62,6 +62,7 @@ def returns(
 
     found = {"policy": jax.jit(lambda: team(_greedy(learner, policy)))()}
     for name, parts in schedules.items():
+        faults.check("a comparison of schedules")
         found[name] = replayed(jnp.asarray(parts if env.num_actions[1:] else parts[..., 0]))
     return {
         name: {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "n": COMPARED}

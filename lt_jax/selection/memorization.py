@@ -45,6 +45,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import AugmentConfig, ConfigError, MemorizationConfig
+from lt_jax.runtime import faults
 from lt_jax.selection import calibration, registration, similarity
 from lt_jax.selection.neighbors import nearest_rows
 from lt_jax.selection.sphere import unit
@@ -258,6 +259,7 @@ def _pictures(
     """Gray images, thumbnails and spreads; some at a time, or floats would take much room."""
     parts = []
     for start in range(0, len(images), CHUNK):
+        faults.check("the bank of train images")
         gray = registration.gray(images[start : start + CHUNK])
         small = registration.thumbnails(gray, shift, (0,))[0]
         spreads = registration.spreads(gray, shift)
@@ -272,6 +274,7 @@ def _nearest_of_all(
     program = jax.jit(functools.partial(nearest, config))
     found = []
     for start in range(0, len(images), BATCH):
+        faults.check("the search for copies")
         rows = np.minimum(start + np.arange(BATCH), len(images) - 1)
         own = np.full(BATCH, -1, np.int32)
         found.append(

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 from lt_jax.runtime import faults, files
 
 ROOT = pathlib.Path(__file__).parents[2]
+HOST = socket.gethostname()
 HOLD = """
 import pathlib, sys, time
 from lt_jax.runtime import faults
@@ -31,14 +33,16 @@ def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp
         try:
             assert other.stdout.readline() == "held\n"
             with (
-                pytest.raises(faults.WorkdirInUseError, match=f"in use by process {other.pid};"),
+                pytest.raises(
+                    faults.WorkdirInUseError, match=rf"in use by process {other.pid} on {HOST};"
+                ),
                 faults.lock(workdir),
             ):
                 pass
             os.kill(other.pid, signal.SIGKILL)
             other.wait()
             with faults.lock(workdir):
-                assert (workdir / ".lock").read_text() == str(os.getpid())
+                assert (workdir / ".lock").read_text() == f"{os.getpid()} on {HOST}"
         finally:
             other.kill()
 
@@ -153,3 +157,47 @@ def test_sigterm_asks_to_stop_and_does_nothing_else(sigterm):
     assert faults.stopping()
     with pytest.raises(faults.Preempted, match="SIGTERM: step 3 is saved; the same command"):
         faults.raise_if_stopping("step 3")
+
+
+BUSY = """
+import hashlib, sys, time
+from lt_jax.runtime import faults
+faults.install_sigterm_handler(float(sys.argv[1]))
+print("ready", flush=True)
+if sys.argv[2] == "polls":
+    while True:
+        time.sleep(0.01)
+        try:
+            faults.check("a loop")
+        except faults.Preempted as stop:
+            sys.exit(str(stop))
+hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as in a compiler: no bytecode for long
+"""
+
+
+def ended(grace, kind):
+    """Exit code, seconds from SIGTERM to the end and stderr of a busy process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(grace), kind],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            began = time.monotonic()
+            process.terminate()
+            told = process.communicate(timeout=20)[1]
+            return process.returncode, time.monotonic() - began, told
+        finally:
+            process.kill()
+
+
+def test_sigterm_ends_in_time_what_does_not_poll_and_leaves_what_does_to_itself():
+    code, seconds, told = ended(0.3, "never polls")
+    assert code == faults.REQUEUE_EXIT_CODE
+    assert 0.3 <= seconds < 5 and "ended after 0.3 s" in told
+    code, seconds, told = ended(15.0, "polls")
+    assert code == 1 and seconds < 5
+    assert told == "SIGTERM: a loop is begun anew by the same command; all before it is kept\n"

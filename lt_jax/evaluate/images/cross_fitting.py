@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 
 from lt_jax.evaluate.statistics import hypothesis, intervals
 from lt_jax.evaluate.statistics.intervals import Interval
+from lt_jax.runtime import faults
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C
 LEAST = 10  # groups of each kind, below which nothing is fitted
@@ -165,6 +166,7 @@ def _strength(
         if len(np.unique(positive[test])) < 2 or len(np.unique(positive[train])) < 2:
             continue  # groups of many images can leave a fold with one kind
         for i, strength in enumerate(STRENGTHS):
+            faults.check("a cross-fitted score")
             found = _logistic(features[train], positive[train], strength, features[test])
             totals[i] += roc_auc_score(positive[test], found)
     return STRENGTHS[int(np.argmax(np.round(totals, 9)))]

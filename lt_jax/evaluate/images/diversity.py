@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_jax.evaluate.statistics import intervals
+from lt_jax.runtime import faults
 
 CHUNK = 256  # resamples at a time
 
@@ -70,6 +71,7 @@ def summarise(
     rng = np.random.default_rng(seed)
     draws = []
     for start in range(0, resamples, CHUNK):
+        faults.check("audit diversity")
         size = min(CHUNK, resamples - start)
         weights = rng.multinomial(g, np.full(g, 1 / g), size=size).astype(float)
         top, bottom = (np.einsum("rg,gh,rh->r", weights, m, weights) for m in (sums, counts))

@@ -37,6 +37,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lt_jax.errors import UserError
+from lt_jax.runtime import faults
 
 MEASURES = ("fd", "kid", "precision", "recall", "density", "coverage")
 FD_LEAST = 10  # images a side: below, (1) is its bias and little else
@@ -309,6 +310,7 @@ def _distances(x: Features, y: Others, metric: str) -> Iterator[tuple[slice, np.
     import scipy.spatial.distance
 
     for start in range(0, len(x), BLOCK):
+        faults.check("a measure of fidelity")
         rows = slice(start, min(start + BLOCK, len(x)))
         yield rows, scipy.spatial.distance.cdist(x[rows], y, metric)  # type: ignore[call-overload]
 
@@ -319,6 +321,7 @@ def _row_sums(
     """Sums of k(x_i, y_j) over j and over i."""
     over_y, over_x = np.zeros(len(x)), np.zeros(len(y))
     for start in range(0, len(x), BLOCK):
+        faults.check("a measure of fidelity")
         block = kernel(x[start : start + BLOCK], y)
         over_y[start : start + BLOCK] = block.sum(axis=1)
         over_x += block.sum(axis=0)

@@ -31,6 +31,8 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Float, Int
 
+from lt_jax.runtime import faults
+
 NEIGHBOURS = 15
 MIN_DIST = 0.1
 NEGATIVES = 5
@@ -116,6 +118,7 @@ def embed(
     batches = max(1, int(epochs * (edges.data / edges.data.max()).sum() / n))
     cumulated = np.cumsum(weights)
     for step in range(batches):
+        faults.check("a map of features")
         drawn = np.minimum(np.searchsorted(cumulated, rng.random(n)), len(weights) - 1)
         head, tail = edges.row[drawn], edges.col[drawn]
         other = rng.integers(n, size=(NEGATIVES, n))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lt_jax.evaluate.report import figures
-from lt_jax.runtime import files
+from lt_jax.runtime import faults, files
 
 Value = str | int | float | None
 SHOWN = 40  # rows of a table on the page; its file has all
@@ -126,6 +126,7 @@ def save(pictures: Iterable[Picture], folder: pathlib.Path) -> dict[str, Drawn]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, Drawn] = {}
     for picture in pictures:
+        faults.check("the report")
         if picture.name in drawn:
             raise PictureError(f"two pictures are called {picture.name!r}; takes distinct names")
         path = folder / f"{picture.name}.png"

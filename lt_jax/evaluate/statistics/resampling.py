@@ -41,6 +41,7 @@ from lt_jax.evaluate.metrics.grouping import Truth as Truth
 from lt_jax.evaluate.metrics.grouping import group_classes as group_classes
 from lt_jax.evaluate.metrics.grouping import group_codes as group_codes
 from lt_jax.evaluate.metrics.grouping import groups_per_class as groups_per_class
+from lt_jax.runtime import faults
 
 A, B = TypeVar("A"), TypeVar("B")
 CHUNK = sums_lib.CHUNK
@@ -78,12 +79,17 @@ def seed_weights(seeds: Sequence[int], resamples: int, seed: int) -> Float[np.nd
 
 
 def side_by_side(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`work` of every item in order, on as many threads as there are cores."""
+    """`work` of every item in order, on as many threads as there are cores; SIGTERM ends it."""
+
+    def one(item: A) -> B:
+        faults.check("a statistic")
+        return work(item)
+
     todo = list(items)
     if len(todo) < 2:
-        return [work(item) for item in todo]
+        return [one(item) for item in todo]
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        return list(pool.map(work, todo))
+        return list(pool.map(one, todo))
 
 
 def prepared(

@@ -77,7 +77,8 @@ def decode_all(
             if error is None:
                 rows.append(row)
             elif data.on_bad_image == "error":
-                raise error
+                name = records[row].id
+                raise ImageError(f"record {row} of {n}, id {name!r}: {error}") from error
             else:
                 record = records[row]
                 skipped.append({"id": record.id, "image": record.image, "error": str(error)})

@@ -264,5 +264,9 @@ class FileImages:
         """Decodes and resizes these rows; raises ImageError where a file has gone bad."""
         batch = np.empty((len(indices), self.size, self.size, self.channels), np.uint8)
         for slot, index in enumerate(map(int, indices)):
-            batch[slot] = resize(self.decode(self.locators[index]), self.size, self.channels)
+            try:
+                image = self.decode(self.locators[index])
+            except ImageError as error:
+                raise ImageError(f"row {index} of the manifest: {error}") from error
+            batch[slot] = resize(image, self.size, self.channels)
         return batch

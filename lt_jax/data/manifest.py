@@ -250,7 +250,7 @@ def load(path: Path) -> SplitManifest:
             rows = pyarrow.parquet.read_table(path / "manifest.parquet").to_pylist()
         else:
             lines = path.read_text(encoding="utf-8").splitlines()
-            header, *rows = (json.loads(line) for line in lines)
+            header, *rows = (_parsed(number, line) for number, line in enumerate(lines, 1))
         return _from_rows(header, rows)
     except ManifestError as error:
         raise ManifestError(f"{path}: {error}") from error
@@ -259,6 +259,13 @@ def load(path: Path) -> SplitManifest:
             f"{path}: no readable manifest ({type(error).__name__}: {error}); takes a folder with "
             "manifest.parquet and manifest.json, or a .jsonl file"
         ) from error
+
+
+def _parsed(number: int, line: str) -> dict[str, Any]:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
 
 
 def _from_rows(header: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> SplitManifest:

@@ -169,6 +169,16 @@ def test_both_stores_give_the_same_images(tmp_path):
     assert not isinstance(stored[indices], np.memmap)
 
 
+def test_a_file_that_has_gone_bad_is_named_with_its_row(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    store = images.FileImages(
+        lambda name: images.decode(tmp_path / name), ["good.png", "bad.png"], 8, 3
+    )
+    with pytest.raises(images.ImageError, match=r"row 1 of the manifest: .*bad\.png: truncated"):
+        store[np.array([0, 1])]
+
+
 def test_the_stored_images_are_pickled_by_their_path(tmp_path, monkeypatch):
     """A memory map is pickled as a copy of the whole array, one for each worker process."""
     np.save(tmp_path / "x.npy", noise(50, 16, 16, 3))

@@ -133,6 +133,36 @@ def test_an_altered_or_broken_manifest_is_refused(tmp_path):
             manifest.load(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["manifest.parquet", "manifest.json"])
+def test_a_manifest_cut_short_or_with_a_flipped_bit_is_named_or_the_same(tmp_path, name):
+    whole = make()
+    whole.save(tmp_path)
+    raw = (tmp_path / name).read_bytes()
+    for part in (0.0, 0.3, 0.9, 0.99):
+        (tmp_path / name).write_bytes(raw[: int(part * len(raw))])
+        with pytest.raises(ManifestError, match=f"{tmp_path}: .*no readable manifest"):
+            manifest.load(tmp_path)
+    refused = 0
+    for place in range(0, len(raw), max(len(raw) // 60, 1)):
+        harmed = bytearray(raw)
+        harmed[place] ^= 4
+        (tmp_path / name).write_bytes(harmed)
+        try:
+            assert manifest.load(tmp_path).sha256 == whole.sha256
+        except ManifestError as error:
+            refused += str(tmp_path) in str(error)
+    assert refused > 10
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path):
+    make().save_jsonl(tmp_path / "m.jsonl")
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    lines[2] = lines[2][:-5]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ManifestError, match=r"m\.jsonl: no readable manifest .*line 3: "):
+        manifest.load(tmp_path / "m.jsonl")
+
+
 def test_test_labels_are_locked_and_each_opening_is_logged(tmp_path):
     m = make()
     locked = m.without_test_labels()

@@ -106,7 +106,7 @@ def cut(path):
 
 def test_a_bad_image_stops_the_run_or_is_skipped_and_listed(root, out):
     cut(root / "a" / "03.png")
-    with pytest.raises(ImageError, match=r"a/03\.png.*on_bad_image=skip"):
+    with pytest.raises(ImageError, match=r"record 3 of 24, id .*a/03\.png.*on_bad_image=skip"):
         prepare.prepare(config(root), out)
     assert not os.listdir(out)
     made = prepare.prepare(config(root, on_bad_image="skip"), out)

@@ -9,6 +9,7 @@ needs TensorFlow, once, on any machine:
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ class TFDS:
         records = []
         for split, labels in _open(self._name, self._data_dir, skip=self._image).items():
             for index in range(len(labels)):
-                label = int(labels[index][self._label])
+                label = int(_example(labels, split, index, self.name)[self._label])
                 if label < 0:
                     continue  # tfds's mark of an example that is published without its label
                 name = f"{split}:{index}"
@@ -67,10 +68,30 @@ class TFDS:
             raise ImageError(f"{self.name} has no example {locator!r}; takes <split>:<index>")
         if int(index) >= len(self._splits[split]):
             raise ImageError(f"{self.name}: {split} ends before example {index}")
-        pixels = np.asarray(self._splits[split][int(index)][self._image])
+        try:
+            example = _example(self._splits[split], split, int(index), self.name)
+        except SourceError as error:
+            raise ImageError(str(error)) from error
+        pixels = np.asarray(example[self._image])
         if pixels.dtype != np.uint8:
             raise ImageError(f"{self.name}: images are {pixels.dtype}; takes uint8")
         return pixels
+
+
+def _example(examples: Any, split: str, index: int, name: str) -> Mapping[str, Any]:
+    """One example; raises SourceError where its file is cut short or its image is no image."""
+    try:
+        example = examples[index]
+        if any(
+            value is None for value in example.values()
+        ):  # so where the file ends before its own index
+            raise ValueError("it is empty")
+        return example
+    except Exception as error:  # the readers raise bare RuntimeErrors, IndexErrors and others
+        raise SourceError(
+            f"{name}: example {split}:{index} cannot be read ({error}): a file of the set is cut "
+            "short or altered; prepare it anew"
+        ) from error
 
 
 def _open(name: str, data_dir: str | None, skip: str = "") -> dict[str, Any]:

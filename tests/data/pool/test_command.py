@@ -187,6 +187,14 @@ def test_export_of_all_keeps_verdicts_apart_and_lists_what_has_no_image(large, t
     assert f"{2 * N} records, {shown} images" in capsys.readouterr().out
 
 
+def test_export_writes_nowhere_but_below_its_folder_whatever_the_table_says(pool, tmp_path):
+    """A verdict names a folder of `export --verdict all`."""
+    altered(pool / TABLE, "verdict", 3, "../../../out_of_it")
+    told = fails("export", pool, tmp_path / "out", "--verdict", "all")
+    assert "unknown verdict '../../../out_of_it'" in told
+    assert not list(tmp_path.rglob("out_of_it*")) and not (tmp_path / "out").exists()
+
+
 def test_a_killed_export_is_repeated(pool, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for out in (whole, killed):

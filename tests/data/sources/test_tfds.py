@@ -91,6 +91,30 @@ def test_a_set_without_one_label_is_refused(tmp_path):
         sources.load(DataConfig(source="tfds:no_label", root=str(tmp_path)))
 
 
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.97])
+def test_a_file_cut_short_is_named_by_its_first_lost_example(tmp_path, left):
+    features = {
+        "image": tfds.features.Image(shape=(8, 8, 3)),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+    rows = [{"image": png(i), "label": i % 2} for i in range(6)]
+    prepare(tmp_path, "cut", features, {"train": rows})
+    whole = sources.load(DataConfig(source="tfds:cut", root=str(tmp_path)))
+    (path,) = tmp_path.rglob("*.array_record*")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(left * len(raw))])
+    with pytest.raises(SourceError, match=r"tfds:cut: example train:0 cannot be read"):
+        sources.load(DataConfig(source="tfds:cut", root=str(tmp_path))).records()
+    del whole
+
+
+@pytest.mark.parametrize("name", ["kaggle:x", "huggingface:mnist", "../x", "a/../b", "/tmp/x", ""])
+def test_a_name_that_is_no_name_of_a_set_is_refused_before_tfds_sees_it(tmp_path, name):
+    """Of another namespace, tfds would fetch a program and run it."""
+    with pytest.raises(ConfigError, match=r"config\.data\.source: got 'tfds:.*code of their own"):
+        sources.load(DataConfig(source=f"tfds:{name}", root=str(tmp_path)))
+
+
 @pytest.mark.parametrize("name", ["cifar10", "no_such_set_at_all"])
 def test_a_set_that_is_not_prepared_says_how(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"tfds:{name}.*download_and_prepare"):

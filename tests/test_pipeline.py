@@ -17,6 +17,7 @@ from lt_jax import dry_run, pipeline
 from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
+from lt_jax.errors import UserError
 from lt_jax.runtime import faults, files, mesh
 from tests import layouts
 from tests.shrink import shrink
@@ -271,8 +272,50 @@ def test_predictions_of_other_images_are_refused(finished, tmp_path):
     arrays = dict(np.load(path))
     arrays["test_ids"] = arrays["test_ids"][::-1]
     np.savez(path, **arrays)
+    mark = path.with_name("artifact.json")
+    told = json.loads(mark.read_text())
+    del told["files"], told["sha256"]  # as of an older run, whose files have no digests
+    mark.write_text(json.dumps(told))
     with pytest.raises(ValueError, match="holds other test images than the manifest"):
         pipeline.Pipeline(config, copy).run(["report"], accept_config_change=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "reader"),
+    [
+        ("prepare", "images.npy", "report"),
+        ("prepare", "manifest.parquet", "report"),
+        ("prepare", "manifest.json", "report"),
+        ("extractor", "features.npz", "synthesize"),
+        ("extractor", "params", "synthesize"),
+        ("generator", "params", "synthesize"),
+        ("synthesize", "pool.parquet", "report"),
+        ("synthesize", "pool.json", "report"),
+        ("classify/ce/seed0", "predictions.npz", "report"),
+        ("classify/ce/seed0", "mixture.json", "report"),
+        ("report", "report.json", ""),
+        ("report", "artifact.json", ""),
+    ],
+)
+def test_a_flipped_byte_of_a_finished_artifact_is_found_by_its_reader(
+    finished, tmp_path, stage, name, reader
+):
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy, symlinks=True)
+    config = tiny()
+    with config.unlocked():  # so that the reader has something to do
+        config.synthesize.seed += reader == "synthesize"
+        config.evaluate.seed += reader == "report"
+    path = (copy / stage / name).resolve()
+    if path.is_dir():
+        path = max(path.rglob("*"), key=lambda file: file.stat().st_size * file.is_file())
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+    run = pipeline.Pipeline(config, copy)
+    folder = rf"{(copy / stage).resolve()}.*delete .*run the same command again"
+    with pytest.raises(UserError, match=folder):
+        run.run([reader or "report"], accept_config_change=True)
 
 
 def test_full_disk_keeps_what_is_finished(finished, tmp_path, monkeypatch):

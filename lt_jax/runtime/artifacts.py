@@ -5,8 +5,9 @@ config fields that the stage reads, the keys of its inputs and the stage's schem
 `artifact.json` is written last and atomically: a folder without it is unfinished work, which the
 stage may go on with. The workdir links to its artifacts by name.
 
-The mark holds the sha256 of the artifact's files, which are compared when a run first reads it. Of
-what has digests of its own there is none: checkpoints, and the shards and parts of a pool.
+The mark holds the sha256 of the artifact's files, which are compared when a run first reads it; not
+of a training's checkpoints, which nobody reads any more, nor of a pool's shards, whose records have
+digests of their own.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ MARK = "artifact.json"  # written last, into a finished stage's folder
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-# Folders whose content has digests of its own, or is never read again; and steps of checkpoints.
+# Folders whose content has digests of its own, or is never read again.
 _APART = ("checkpoints", "events", "parts", "shards")
 
 
@@ -154,7 +155,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
     """sha256 of each file by its path below `folder`."""
     found = {}
     for at, below, names in os.walk(folder):
-        below[:] = sorted(name for name in below if name not in _APART and not name.isdigit())
+        below[:] = sorted(name for name in below if name not in _APART)
         for name in sorted(names):
             path = pathlib.Path(at, name)
             if name != MARK and not name.startswith("."):

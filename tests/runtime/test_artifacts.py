@@ -63,17 +63,17 @@ def test_finished_work_is_described_and_its_cost_comes_back(tmp_path):
 def finished(store: Store):
     """An artifact with files of every kind."""
     folder = store.open(SPEC)
-    for name in ("features.npz", "schedules/policy_0.json", "checkpoints/4/state", ".lock"):
+    for name in ("features.npz", "params/0/state", "checkpoints/4/state", ".lock"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
-    for name in ("params/0/state", "shards/0.array_record", "parts/0.parquet", "events/x"):
+    for name in ("shards/0.array_record", "parts/0.parquet", "events/x"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode())
     store.finish(SPEC, Ledger(1.5, 20, 3e9, 0.1))
     return folder
 
 
-@pytest.mark.parametrize("name", ["features.npz", "schedules/policy_0.json", "artifact.json"])
+@pytest.mark.parametrize("name", ["features.npz", "params/0/state", "artifact.json"])
 @pytest.mark.parametrize("place", [0, -2])
 def test_a_flipped_byte_is_found_when_a_run_first_reads_it(tmp_path, name, place):
     folder = finished(Store(tmp_path))
@@ -112,7 +112,7 @@ def test_what_has_digests_of_its_own_is_not_read_twice_and_files_once_a_run(tmp_
     store, read = Store(tmp_path), []
     folder = finished(store)
     told = json.loads((folder / "artifact.json").read_text())["files"]
-    assert sorted(told) == ["features.npz", "schedules/policy_0.json"]
+    assert sorted(told) == ["features.npz", "params/0/state"]
     inside = artifacts.files.inside
     note = lambda root, name, **how: read.append(name) or inside(root, name, **how)
     monkeypatch.setattr(artifacts.files, "inside", note)

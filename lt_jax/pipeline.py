@@ -6,6 +6,7 @@ inputs. A stage whose artifact is finished is skipped; an unfinished one goes on
 
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -330,7 +331,8 @@ class Pipeline:
 
     def _run_stage(self, spec: artifacts.Spec, context: Context) -> None:
         folder = self.store.open(spec)
-        with faults.lock(folder):  # which may lie in a cache that other runs share
+        # In a cache that runs share, the first one makes it, and the others wait for that.
+        with faults.lock(folder, patience=math.inf):
             if self.store.done(spec):
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:

@@ -1,5 +1,6 @@
 """The whole pipeline, tiny: every config end to end, and what must not happen to a workdir."""
 
+import concurrent.futures
 import errno
 import functools
 import json
@@ -8,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
 from lt_jax.errors import UserError
 from lt_jax.runtime import faults, files, mesh
+from lt_jax.runtime.ledger import Ledger
 from tests import layouts
 from tests.shrink import shrink
 from tests.test_golden_configs import CONFIGS, load
@@ -143,11 +146,45 @@ def test_cache_serves_another_workdir(finished, tmp_path):
     assert lines == (finished / "metrics.jsonl").read_text()
 
 
-def test_an_artifact_that_another_run_works_on_is_refused(tmp_path):
+def stub(spec, folder, context):
+    """A stage of no work, which counts how often it was made."""
+    time.sleep(0.05)
+    with (folder / "made").open("a") as file:
+        file.write("x")
+    return Ledger()
+
+
+def test_runs_that_start_at_once_make_what_they_share_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline.stages, "run", stub)
+    monkeypatch.setattr(pipeline.Pipeline, "_preflight", lambda *_: None)
+
+    def run(i):
+        config = tiny()
+        with config.unlocked():
+            config.classify.optimizer.learning_rate = 0.001 * (1 + i)
+        trial = pipeline.Pipeline(config, tmp_path / f"run{i}", cache=tmp_path / "cache")
+        trial.run([name for name in pipeline.STAGES if name != "report"])
+        return trial
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        runs = list(pool.map(run, range(16)))
+    made = {path.parent.name: path.read_text() for path in tmp_path.glob("cache/*/made")}
+    assert set(made.values()) == {"x"}
+    own = len([spec for spec in runs[0].specs if spec.stage.startswith("classify")])
+    assert len(made) == 4 + 16 * own  # prepare, generator, extractor, synthesize
+    assert all(run.store.done(spec) for run in runs for spec in run.specs[:-1])
+
+
+def test_a_run_waits_for_an_artifact_that_another_works_on(tmp_path, capsys):
     run = pipeline.Pipeline(tiny(), tmp_path / "run", cache=tmp_path / "cache")
-    refused = pytest.raises(faults.WorkdirInUseError, match="prepare-")
-    with faults.lock(run.store.open(run.specs[0])), refused:
-        run.run(["prepare"])
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with faults.lock(run.store.open(run.specs[0])):
+            waiting = pool.submit(run.run, ["prepare"])
+            time.sleep(1.0)
+            assert not waiting.done()
+        waiting.result(60)
+    assert f"waiting for process {os.getpid()} on" in capsys.readouterr().err
+    assert run.store.done(run.specs[0])
 
 
 def test_workdir_of_another_config_is_refused(finished):

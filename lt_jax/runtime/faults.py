@@ -7,16 +7,19 @@ what SIGKILL would lose at that moment: the work since the last save.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from typing import IO, Any
 
 from lt_jax.errors import UserError
-from lt_jax.runtime import files
+from lt_jax.runtime import files, progress
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: what schedulers take as "run me again"
 
@@ -24,6 +27,9 @@ REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: what schedulers take as "run me again"
 GRACE = 25.0
 
 _stop = threading.Event()
+_PATIENT = 0.5  # seconds of waiting for a lock before a line says so
+_LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_ONE_HOST = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}  # of NFS and Lustre
 
 
 class Preempted(Exception):
@@ -36,6 +42,10 @@ class NonFiniteError(UserError, FloatingPointError):
 
 class WorkdirInUseError(UserError, RuntimeError):
     """Another process runs in the same workdir."""
+
+
+class NoLocksError(UserError, RuntimeError):
+    """The file system has no locks, or has them for one host alone."""
 
 
 def install_sigterm_handler(grace: float | None = None) -> None:
@@ -88,26 +98,91 @@ def check(what: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path, patience: float = 0.0) -> Iterator[None]:
     """Holds `workdir` for this process; the lock falls with the process, however it ends.
+
+    It is a flock(2): the kernel releases it. On NFS (4, or 3 with lockd) Linux asks the server, so
+    that it holds between hosts, and falls with a host once its lease is over; see `one_host_only`.
+
+    Args:
+      workdir: the folder.
+      patience: seconds to wait while another process holds it; a line says for whom. SIGTERM ends
+        the wait.
 
     Raises:
       WorkdirInUseError: another process holds it.
+      NoLocksError: the file system has no locks.
     """
     with contextlib.ExitStack() as stack:
         with files.disk_errors(workdir, "the lock"):
             workdir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(workdir / ".lock", "a+"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise WorkdirInUseError(
-                f"{workdir} is in use by process {file.read().strip() or 'unknown'}; wait for it, "
-                "or use another --workdir (with --cache to share finished stages)"
-            ) from None
+        _acquire(file, workdir, patience)
         with files.disk_errors(workdir, "the lock"):
             file.truncate(0)
             file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
         yield
+
+
+def _acquire(file: IO[Any], workdir: pathlib.Path, patience: float) -> None:
+    since, said, pause = time.monotonic(), False, 0.02
+    while not _locked(file, workdir, fcntl.LOCK_EX):
+        waited = time.monotonic() - since
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        if waited >= patience:
+            raise WorkdirInUseError(
+                f"{workdir} is in use by process {holder}; wait for it, or use another --workdir "
+                "(with --cache to share finished stages)"
+            )
+        if waited > _PATIENT and not said:
+            progress.say(f"{workdir.name}: waiting for process {holder}, which works on it")
+            said = True
+        raise_if_stopping(f"what came before {workdir.name}")
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def _locked(file: IO[Any], folder: pathlib.Path, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _LOCKLESS:
+            raise
+        raise NoLocksError(
+            f"{folder}: its file system has no locks ({error.strerror}), so that two processes "
+            "could write into one folder; mount it with them (Lustre: -o flock), or use another"
+        ) from error
+    return True
+
+
+def held(folder: pathlib.Path) -> bool:
+    """Whether a process holds `folder`; a lock that is asked for meanwhile waits for a moment."""
+    try:
+        with open(folder / ".lock", "rb") as file:
+            return not _locked(file, folder, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
+def one_host_only(folder: pathlib.Path, mounts: str | None = None) -> str | None:
+    """How the file system of `folder` is mounted, where its locks do not hold between hosts.
+
+    Args:
+      folder: exists.
+      mounts: the text of /proc/self/mountinfo; None: this process's.
+    """
+    table = pathlib.Path("/proc/self/mountinfo")
+    if mounts is None:
+        mounts = table.read_text() if table.exists() else ""
+    at, options = "", set[str]()
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split()[4].replace("\\040", " ")
+        if folder.resolve().is_relative_to(point) and len(point) >= len(at):
+            at, options = point, set(f"{left.split()[5]},{right.split()[-1]}".split(","))
+    found = sorted(options & _ONE_HOST)
+    return f"{at} is mounted with {found[0]}" if found else None

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -54,6 +55,59 @@ def test_a_lock_is_freed_by_its_end_and_by_an_error(tmp_path):
         raise KeyError
     with faults.lock(tmp_path):
         pass
+
+
+def test_the_patient_wait_for_a_lock_and_go_on(tmp_path):
+    held = threading.Event()
+
+    def hold():
+        with faults.lock(tmp_path):
+            held.set()
+            time.sleep(0.3)
+
+    assert not faults.held(tmp_path)
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    assert faults.held(tmp_path)
+    with pytest.raises(faults.WorkdirInUseError), faults.lock(tmp_path, patience=0.05):
+        pass
+    with faults.lock(tmp_path, patience=30):
+        assert not thread.is_alive() or faults.held(tmp_path)
+    thread.join()
+    assert not faults.held(tmp_path)
+
+
+def test_sigterm_ends_the_wait_for_a_lock(tmp_path, sigterm):
+    with faults.lock(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(faults.Preempted), faults.lock(tmp_path, patience=30):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(faults.fcntl, "flock", flock)
+    refused = pytest.raises(faults.NoLocksError, match="its file system has no locks")
+    with refused, faults.lock(tmp_path):
+        pass
+
+
+def test_locks_of_one_host_alone_are_known_from_the_mount(tmp_path):
+    lines = [
+        "1 0 8:1 / / rw,relatime - ext4 /dev/sda rw",
+        f"2 1 0:5 / {tmp_path.resolve()} rw,relatime - nfs server:/x rw,vers=3,local_lock=all",
+        f"3 1 0:6 / {tmp_path.resolve()}/safe rw - nfs4 server:/y rw,local_lock=none",
+        f"4 1 0:7 / {tmp_path.resolve()}/big rw - lustre server:/z rw,localflock",
+    ]
+    mounts = "\n".join(lines)
+    for name in ("", "big"):
+        assert "mounted with local" in (faults.one_host_only(tmp_path / name, mounts) or "")
+    assert faults.one_host_only(tmp_path / "safe" / "deep", mounts) is None
+    assert faults.one_host_only(tmp_path) is None
 
 
 def test_files_are_written_whole_from_text_or_bytes(tmp_path):

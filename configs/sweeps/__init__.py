@@ -1,0 +1,1 @@
+"""Sweeps, each a file with a function `get_sweep`."""

@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one config, on one machine or on Slurm."""

@@ -5,6 +5,7 @@ trial, on every node.
 """
 
 import contextlib
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -31,7 +32,9 @@ class Attend:
     def checkpoint(self) -> Any:
         """What submitit runs after a requeue: the same, once the trial has saved and ended."""
         self._stop()
-        self._child.wait()
+        # In a signal's handler, perhaps amid `Popen.wait`, whose lock must not be asked for.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(Attend(self.command, self.log))

@@ -9,6 +9,7 @@ pickle in the journal.
 import functools
 import json
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -134,8 +135,11 @@ class Study:
             "random": samplers.RandomSampler,
             "qmc": functools.partial(samplers.QMCSampler, warn_independent_sampling=False),
         }[self._sampler]
-        # A quasi-random sequence is one, whatever the number; others are drawn anew each time.
-        return make(seed=seed if self._sampler == "qmc" else seed * 1_000_003 + number)
+        with warnings.catch_warnings():
+            # The interface of QMCSampler may change: its version is pinned.
+            warnings.simplefilter("ignore", self._library.exceptions.ExperimentalWarning)
+            # A quasi-random sequence is one, whatever the number; others are drawn anew each time.
+            return make(seed=seed if self._sampler == "qmc" else seed * 1_000_003 + number)
 
     def best(self) -> tuple[str, float] | None:
         """The best trial so far and its value, flattered by being chosen; None without one."""

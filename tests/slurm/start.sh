@@ -34,7 +34,8 @@ SlurmctldHost=$HOST(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$STATE/munge.socket
+# A requeued job waits until its old credential has expired: after 10 s, not 120.
+AuthInfo=socket=$STATE/munge.socket,cred_expire=10
 CryptoType=crypto/munge
 MpiDefault=none
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny

@@ -1,0 +1,95 @@
+"""The ablation: one part less each time, all else shared, differences the right way round."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from experiments import ablation
+from lt_jax import config as config_lib
+from lt_jax import pipeline
+from lt_jax.config import ConfigError
+from lt_jax.evaluate.statistics import tables
+from lt_jax.pipeline import STAGES, Pipeline
+from tests.shrink import shrink
+from tests.test_golden_configs import load
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+# What taking a part away makes anew, where the full system has it.
+TOUCHED = {
+    "selection": {"synthesize", "mixing", "classify", "report"},
+    "memorisation_gate": {"synthesize", "mixing", "classify", "report"},
+    "sketch_branch": {"generator", "synthesize", "mixing", "classify", "report"},
+    "inpainting": {"generator", "synthesize", "mixing", "classify", "report"},
+    "balanced_generator": {"generator", "synthesize", "mixing", "classify", "report"},
+    "balancing": {"mixing", "classify", "report"},
+    "policy": {"classify", "report"},
+    "synthesis": {"classify", "report"},
+}
+
+
+def keys(config):
+    specs = pipeline.specs(config_lib.build(config_lib.Config, config))
+    return {(spec.stage, spec.key) for spec in specs}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    config = shrink(load(CONFIGS / "digits.py"), levels=1)
+    with config.unlocked():
+        config.data.imbalance_factor = 10.0
+        config.mixing.policy.seeds = (0,)
+    return config
+
+
+@pytest.mark.parametrize("name", ["digits", "phantom"])
+def test_each_variant_makes_anew_what_its_part_touches_and_nothing_else(name):
+    configs, absent = ablation.variants(load(CONFIGS / f"{name}.py"), "", 2)
+    assert set(configs) | set(absent) == {"full", *ablation.PARTS}
+    assert set(absent) == ({"lora", "inpainting"} if name == "digits" else {"lora"})
+    whole = keys(configs.pop("full"))
+    for part, config in configs.items():
+        new = {stage.partition("/")[0] for stage, _ in keys(config) - whole}
+        assert new == TOUCHED[part], part
+
+
+def test_parts_that_a_config_cannot_have_are_told_with_the_reason(tmp_path):
+    config = load(CONFIGS / "digits.py")
+    _, absent = ablation.variants(config, "", 2)
+    assert absent["lora"].startswith("no trained generator")
+    assert absent["inpainting"].startswith("digits has neither lesion masks nor boxes")
+    with config.unlocked():
+        config.data.split.update(val=0.0, policy_val=0.0)
+    _, absent = ablation.variants(config, "", 2)
+    assert {"memorisation_gate", "policy"} <= set(absent)
+    (tmp_path / "artifact.json").write_text(json.dumps({"key": "0" * 64}))
+    configs, absent = ablation.variants(load(CONFIGS / "digits.py"), str(tmp_path), 2)
+    assert configs["full"].generator.adapt.method == "lora" and "lora" in configs
+    assert configs["lora"].generator.adapt.base == ""
+    assert absent["sketch_branch"] == absent["inpainting"] == ablation._BASED
+    with pytest.raises(ConfigError, match="--parts: got 'generator'; takes some of selection"):
+        ablation.variants(config, "", 2, ["generator"])
+
+
+def test_the_table_is_full_minus_ablated_with_interval_and_tests(digits, tmp_path):
+    configs, absent = ablation.variants(digits, "", 2, ["policy", "synthesis"])
+    runs = {name: Pipeline(c, tmp_path / name, tmp_path / "cache") for name, c in configs.items()}
+    for run in runs.values():
+        run.run([stage for stage in STAGES if stage != "report"])
+    assert len(list(tmp_path.glob("cache/synthesize-*"))) == 1
+    results = ablation.collect(runs, absent, tmp_path)
+    found = results["variants"]
+    assert list(found) == ["full", "policy", "synthesis"]
+    for name in ("policy", "synthesis"):
+        for metric in ablation.METRICS:
+            versus = found[name]["full_minus"][metric]
+            means = [found[of]["metrics"][metric]["mean"] for of in ("full", name)]
+            np.testing.assert_allclose(versus["difference"], means[0] - means[1], atol=1e-12)
+            assert versus["ci95"][0] <= versus["ci95"][1] and versus["n"] == 2
+            assert versus["p_holm"] >= versus["p"]
+    assert found["full"]["cost"]["own"]["flops"] == 0 < found["policy"]["cost"]["own"]["flops"]
+    assert found["synthesis"]["cost"]["all"]["flops"] < found["full"]["cost"]["all"]["flops"]
+    text = tables.to_markdown(ablation.table(results))
+    assert "without policy" in text and "Holm p" in text and "(n=2)" in text
+    assert len((tmp_path / "test_openings.jsonl").read_text().splitlines()) == 1

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -93,7 +94,7 @@ class _ConfigFile(flags.ArgumentParser):
         return "config file"
 
 
-def define_config(what: str, name: str = "config") -> flags.FlagHolder[ConfigDict]:
+def define_config(what: str, name: str = "config") -> flags.FlagHolder[Any]:
     """Defines `--<name>`, the path of a config (.py or .json), and its overrides `--<name>.a.b=v`.
 
     Args:

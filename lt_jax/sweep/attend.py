@@ -6,10 +6,13 @@ trial, on every node.
 
 import contextlib
 import os
+import pathlib
 import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
+
+from lt_jax.runtime import files
 
 
 class Attend:
@@ -21,7 +24,8 @@ class Attend:
 
     def __call__(self) -> int:
         """Runs it; returns its exit code."""
-        with open(self.log, "ab") as log:
+        path = pathlib.Path(self.log)
+        with files.disk_errors(path, "a trial's log"), path.open("ab") as log:
             # Slurm warns all processes by SIGUSR2: it is this one that passes it on, as SIGTERM.
             before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
             self._child = subprocess.Popen(self.command, stdout=log, stderr=log)

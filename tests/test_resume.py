@@ -132,9 +132,10 @@ class Run:
         assert process.returncode == 0, self.said()
         return seconds
 
-    def said(self) -> str:
-        """The end of what its processes have written."""
-        return self._log.read_text()[-4000:]
+    def said(self, most: int | None = 4000) -> str:
+        """What its processes have written, or the end of it."""
+        text = self._log.read_text()
+        return text if most is None else text[-most:]
 
     def folders(self) -> dict[str, pathlib.Path]:
         """Where each stage's artifact lies, through the workdir's links."""

@@ -24,6 +24,9 @@ from lt_jax.runtime import files
 T = TypeVar("T")
 
 
+_BESIDES = 2**20  # bytes that a step takes beside its arrays, at most
+
+
 class CheckpointError(UserError, ValueError):
     """A checkpoint that is damaged, or is not this training's."""
 
@@ -80,6 +83,9 @@ class Checkpointer:
         """
         host = jax.device_get(state)
         note = {**note, "layout": layout(host), "digest": digest(host)}
+        # Of a disk that fills up under it, orbax's threads go on complaining after the error.
+        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(host)) + _BESIDES
+        files.require_space(self._folder, needed, "the checkpoint")
         with files.disk_errors(self._folder, "the checkpoint"):
             saved = self._manager.save(
                 step,

@@ -25,6 +25,7 @@ from lt_jax.sweep.states import Planned, SweepError
 COMMAND = (sys.executable, "-m", "lt_jax.sweep.trial")
 SLURM_ARRAY = 1000  # jobs of an array at most: Slurm's default of MaxArraySize
 _FOREVER = 60 * 24 * 365  # minutes
+_TIMEOUTS = 100  # of a job, before it is the driver that submits its trial again
 
 
 class MissingLibraryError(UserError, ImportError):
@@ -149,7 +150,9 @@ class Slurm:
             )
         self._command = command
         try:
-            self._executor = library.AutoExecutor(_folder(out), cluster="slurm")
+            # A trial is requeued however often its time is over: it has saved each time.
+            limit = {"slurm_max_num_timeout": _TIMEOUTS}
+            self._executor = library.AutoExecutor(_folder(out), cluster="slurm", **limit)
         except RuntimeError as error:
             raise SweepError(f"--executor=slurm: {error}") from error
         self._executor.update_parameters(

@@ -71,7 +71,8 @@ def _parallel(found: Compared, fields: Sequence[str], metric: str) -> Picture:
     for j, marks in enumerate([marks for _, marks in axes_of] + [ends]):
         axes.axvline(j, color=figures.GREY, linewidth=0.8)
         for height, text in _some(marks):
-            axes.text(j, height, f" {text}", fontsize=8, va="center")
+            ground = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+            axes.text(j + 0.02, height, text, fontsize=8, va="center", bbox=ground)
     axes.set_xticks(range(len(fields) + 1), [*fields, _title(metric)], fontsize=8)
     axes.set_yticks([])
     axes.spines[["left", "top", "right", "bottom"]].set_visible(False)
@@ -114,7 +115,8 @@ def _main_effects(found: Compared, fields: Sequence[str], metric: str) -> Pictur
                 points.append((place, float(mine.mean()), 0.0 if np.isnan(std) else std))
                 rows.append((field, text, float(mine.mean()), std, len(mine)))
         x, y, bars = np.array(points).T
-        look: Any = figures.style(0)
+        ordered = all(isinstance(value, int | float) for value in held)
+        look: Any = {**figures.style(0), **({} if ordered else {"linestyle": "none"})}
         axes.errorbar(x, y, bars, capsize=2, **look)
         places, texts = zip(*_some(marks), strict=True)
         axes.set_xticks(places, texts)

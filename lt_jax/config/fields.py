@@ -55,6 +55,12 @@ def not_in_key(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"in_key": False})
 
 
+def choice_not_in_key(default: str, *choices: str) -> Any:
+    """As `choice`, of a field that is `not_in_key`."""
+    metadata = {"choices": (default, *choices), "in_key": False}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as nested plain dicts, tuples kept."""
     result = {}

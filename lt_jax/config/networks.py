@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lt_jax.config.fields import bounded, choice
+from lt_jax.config.fields import bounded, choice, choice_not_in_key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class UNetConfig:
     dropout: float = bounded(0.0, 0.0, 0.9)
     patch_size: int = bounded(1, 1, 16)  # space-to-depth before the first convolution
     dtype: str = choice("float32", "bfloat16")
+    remat: str = choice_not_in_key("none", "blocks", "dots")  # see models/remat.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class ViTConfig:
     dropout: float = bounded(0.0, 0.0, 0.9)
     drop_path: float = bounded(0.0, 0.0, 0.9)
     dtype: str = choice("float32", "bfloat16")
+    remat: str = choice_not_in_key("none", "blocks", "dots")  # see models/remat.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class ResNetConfig:
     channels: tuple[int, ...] = bounded((16, 32, 64), 1, 4096)  # read where variant is custom
     blocks: tuple[int, ...] = bounded((2, 2, 2), 1, 64)
     dtype: str = choice("float32", "bfloat16")
+    remat: str = choice_not_in_key("none", "blocks", "dots")  # see models/remat.py
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import ResNetConfig
-from lt_jax.models import resnet
+from lt_jax.models import remat, resnet
 from lt_jax.models.vit import Block, ViT, size_of
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -43,10 +43,10 @@ class ViTExperts(ViT):
         x = self._tokens(images.astype(dtype), size.width)
         x = nn.Dropout(config.dropout)(x, deterministic=not train)
         for i in range(size.depth - 1):
-            x = block(i, "")(x, train=train)
+            x = remat.run(block(i, ""), config.remat, x, train=train)
         outputs = []
         for e in range(self.experts):
-            own = block(size.depth - 1, f"expert_{e}_")(x, train=train)
+            own = remat.run(block(size.depth - 1, f"expert_{e}_"), config.remat, x, train=train)
             norm = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name=f"expert_{e}_norm")
             own = norm(own).astype(jnp.float32)
             features = own.mean(axis=1) if config.pool == "gap" else own[:, 0]

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lt_jax.config import ConfigError, ResNetConfig
+from lt_jax.models import remat
 from lt_jax.models.blocks import group_norm
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -129,7 +130,8 @@ def stage(
     for i in range(size.blocks[number]):
         stride = 2 if number > 0 and i == 0 else 1
         name = f"{prefix}stage_{number}_{i}"
-        x = BasicBlock(size.channels[number], stride, dtype, size.projects, name=name)(x)
+        block = BasicBlock(size.channels[number], stride, dtype, size.projects, name=name)
+        x = remat.run(block, config.remat, x)
     return x
 
 

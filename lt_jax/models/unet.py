@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from lt_jax.config import ConfigError, UNetConfig
+from lt_jax.models import remat
 from lt_jax.models.blocks import (
     AttentionBlock,
     Downsample,
@@ -62,24 +63,26 @@ class Backbone(nn.Module):
             dtype=dtype,
         )
         everywhere = config.attention == "everywhere"
+        again = lambda block, *args, **static: remat.run(block, config.remat, *args, **static)
 
         def block(h, channels, name, attends=True):
-            h = residual(channels, name=name)(h, embedded, train=train)
+            h = again(residual(channels, name=name), h, embedded, train=train)
             if attends and h.shape[1] in config.attention_resolutions:
-                h = AttentionBlock(
+                attention = AttentionBlock(
                     config.head_channels,
                     config.attention_chunk,
                     config.groups,
                     dtype,
                     name=f"{name}_attention",
-                )(h)
+                )
+                h = again(attention, h)
             return h
 
         def resize(h, channels, name, direction):
             if config.resample == "convolution":
                 module = {"down": Downsample, "up": Upsample}[direction]
                 return module(dtype, name=name)(h)
-            return residual(channels, direction, name=name)(h, embedded, train=train)
+            return again(residual(channels, direction, name=name), h, embedded, train=train)
 
         if self.vocabulary.spatial_channels:
             beside = spatial(conditions, self.vocabulary, *x.shape[1:3])

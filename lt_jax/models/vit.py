@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import ConfigError, ViTConfig
+from lt_jax.models import remat
 from lt_jax.models.blocks import space_to_depth
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -135,7 +136,7 @@ class ViT(nn.Module):
             block = Block(
                 size.heads, size.mlp, config.dropout, float(rate), dtype, name=f"block_{i}"
             )
-            x = block(x, train=train)
+            x = remat.run(block, config.remat, x, train=train)
         return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x).astype(jnp.float32)
 
     def _tokens(self, images: Images, width: int) -> Float[Array, "b t d"]:

@@ -44,12 +44,15 @@ class Case:
       images: handled by one call.
       evaluations: network evaluations times images of one call, where these are more.
       flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of.
+      moved: bytes that one call moves to and from memory, as XLA counts them (`roofline`); 0: not known.
       dtype: that the matrix products are in; "" where there are none.
       devices: over which the batch is split; 0 for work on host.
       lower_seconds, compile_seconds: tracing and lowering, and XLA's compilation.
       drain: calls to make, uncounted, before each repetition: batches that a loader has prepared
         while other cases had their turn would look as if they had cost nothing.
       temporaries: bytes that one call's programs need beside their arguments and results.
+      memory: bytes that a call holds at most, arguments and results with them; 0: not known.
+      wait: for what a call has returned.
       close: ends what works in the background.
     """
 
@@ -58,12 +61,15 @@ class Case:
     images: int
     evaluations: int = 0
     flops: float = 0.0
+    moved: float = 0.0
     dtype: str = ""
     devices: int = 0
     lower_seconds: float | None = None
     compile_seconds: float | None = None
     drain: int = 0
     temporaries: int = 0
+    memory: int = 0
+    wait: Callable[[Any], Any] = jax.block_until_ready
     close: Callable[[], None] = lambda: None
 
 
@@ -77,18 +83,43 @@ def compile_apart(function: Any, *args: Any) -> tuple[Any, float, float]:
     return compiled, between - since, time.perf_counter() - between
 
 
+def moved_bytes(compiled: Any) -> float:
+    """That one call of a compiled program moves to and from memory, as XLA counts them."""
+    return float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0))
+
+
+def held_bytes(compiled: Any) -> int:
+    """Arguments, results and temporary buffers of a compiled program; donated ones count once."""
+    memory = compiled.memory_analysis()
+    parts = (
+        memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
+        -memory.alias_size_in_bytes,
+    )  # fmt: skip
+    return int(sum(parts))
+
+
 def with_dtype(config: Config, dtype: str) -> Config:
     """The config with every network computing in `dtype`."""
+    return with_networks(config, dtype=dtype)
+
+
+def with_remat(config: Config) -> Config:
+    """The config with the blocks of every network rematerialised."""
+    return with_networks(config, remat="blocks")
+
+
+def with_networks(config: Config, **fields: Any) -> Config:
+    """The config with these fields of every network."""
 
     def classifier(model: ClassifierConfig) -> ClassifierConfig:
         return dataclasses.replace(
             model,
-            vit=dataclasses.replace(model.vit, dtype=dtype),
-            resnet=dataclasses.replace(model.resnet, dtype=dtype),
+            vit=dataclasses.replace(model.vit, **fields),
+            resnet=dataclasses.replace(model.resnet, **fields),
         )
 
     generator, extractor, classify = config.generator, config.extractor, config.classify
-    unet = dataclasses.replace(generator.model, dtype=dtype)
+    unet = dataclasses.replace(generator.model, **fields)
     return dataclasses.replace(
         config,
         generator=dataclasses.replace(generator, model=unet),
@@ -142,9 +173,16 @@ def training(
         return metrics
 
     return Case(
-        name, call, len(batch["label"]), flops=flops, dtype=dtype, devices=device_mesh.size,
-        lower_seconds=lower, compile_seconds=compile_,
+        name, call, len(batch["label"]), flops=flops, moved=_all_devices(compiled, device_mesh),
+        dtype=dtype, devices=device_mesh.size, lower_seconds=lower, compile_seconds=compile_,
+        temporaries=int(compiled.memory_analysis().temp_size_in_bytes),
+        memory=held_bytes(compiled),
     )  # fmt: skip
+
+
+def _all_devices(compiled: Any, device_mesh: Mesh) -> float:
+    """`moved_bytes`; a partitioned program is that of one device."""
+    return moved_bytes(compiled) * device_mesh.size
 
 
 def generator_of(config: Config, classes: int) -> Generator:
@@ -231,8 +269,9 @@ def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
     compiled, lower, compile_ = compile_apart(forward, params, put())
     return Case(
         "prediction", lambda: compiled(params, put()), len(batch),
-        flops=ledger.flops(forward, params, put()), dtype=dtype_of(part.model),
-        devices=device_mesh.size, lower_seconds=lower, compile_seconds=compile_,
+        flops=ledger.flops(forward, params, put()), moved=_all_devices(compiled, device_mesh),
+        dtype=dtype_of(part.model), devices=device_mesh.size, lower_seconds=lower,
+        compile_seconds=compile_, memory=held_bytes(compiled),
     )  # fmt: skip
 
 

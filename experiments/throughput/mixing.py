@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.throughput import throughput
+from experiments.throughput import devices, timing
 from experiments.throughput.cases import Case
 from lt_jax.config.mixing import MixingConfig
 from lt_jax.mixing import proxy
@@ -193,29 +193,19 @@ def peak_memory(together: int) -> int:
     return int(done.stdout.split()[-1])
 
 
-def _own_peak() -> int:
-    peak, source = throughput.peak_memory(jax.devices()[0])
-    status = pathlib.Path("/proc/self/status")
-    if source == "process" and status.exists():  # elsewhere a parent's peak is passed on to it
-        peak = int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
-    return peak
-
-
 def measure(
     env: ProxyEnv, together: Sequence[int], repetitions: int, seconds: float
 ) -> dict[str, Any]:
     """Environment steps a second of every row, and ratios; without memory."""
     rows = cases(env, together)
-    rates = dict(
-        zip(rows, throughput.time_all(list(rows.values()), repetitions, seconds), strict=True)
-    )
+    rates = dict(zip(rows, timing.time_all(list(rows.values()), repetitions, seconds), strict=True))
     loops = [name for name in rates if name.endswith("loop")]
     return {
         "rounds": env.rounds,
         "load_average": list(os.getloadavg()),
-        "rows": {name: vars(throughput.Spread.of(values)) for name, values in rates.items()},
+        "rows": {name: vars(timing.Spread.of(values)) for name, values in rates.items()},
         "ratios": [
-            throughput.ratio(f"{name} / {loop}", values, rates[loop])
+            timing.ratio(f"{name} / {loop}", values, rates[loop])
             for loop in loops
             for name, values in rates.items()
             if name != loop
@@ -254,7 +244,7 @@ def _main(_: list[str]) -> None:
         env = environment()
         if values.memory_of:
             jax.block_until_ready(at_once(env, values.memory_of)())
-        print(_own_peak())
+        print(devices.peak_memory(jax.devices()[0])[0])
         return
     together = [int(n) for n in values.together]
     result = measure(environment(), together, values.repetitions, values.seconds)

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
-from experiments.throughput.throughput import Spread
+from experiments.throughput.timing import Spread
 from lt_jax.config import (
     AugmentConfig,
     ClassifierConfig,

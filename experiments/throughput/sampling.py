@@ -22,6 +22,8 @@ from experiments.throughput.cases import (
     classifier_params,
     compile_apart,
     generator_of,
+    held_bytes,
+    moved_bytes,
     random_batch,
 )
 from lt_jax.classify import predict
@@ -123,8 +125,8 @@ def _fused(setup: _Setup) -> Case:
         "sampling",
         lambda: program_lib.cut(fused(*bound, *setup.put(), setup.source())).fetch(),
         flops=part.batch_size * program_lib.network_flops(part, networks),
-        lower_seconds=lower, compile_seconds=compile_,
-        temporaries=_temporaries(fused), **setup.facts,
+        moved=_network_bytes(setup), lower_seconds=lower, compile_seconds=compile_,
+        temporaries=_temporaries(fused), memory=held_bytes(fused), **setup.facts,
     )  # fmt: skip
 
 
@@ -140,6 +142,23 @@ def _sampler(setup: _Setup) -> Any:
         out_shardings=split,
     )  # fmt: skip
     return sample.lower(setup.unet, setup.key, *setup.put(), setup.source()).compile()
+
+
+def _network_bytes(setup: _Setup) -> float:
+    """That the guided evaluations of one call move: those of one, compiled alone, times them."""
+    part, generator = setup.config.synthesize, setup.networks.generator
+    count = program_lib.make_sampler(part, generator).evaluations
+
+    def evaluate(unet: Any, request: Request, source: Any, x: Array) -> Array:
+        asked = dataclasses.replace(request, source=source)
+        denoise = program_lib.make_denoiser(part, setup.networks, unet, asked)
+        return denoise(x, jnp.zeros(len(x)))
+
+    whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
+    once: Any = jax.jit(evaluate, in_shardings=(whole, split, split, split), out_shardings=split)
+    x = jax.ShapeDtypeStruct((part.batch_size, *generator.image_shape), jnp.float32)
+    compiled = once.lower(setup.unet, setup.put()[1], setup.source(), x).compile()
+    return count * moved_bytes(compiled) * setup.mesh.size
 
 
 def _network(setup: _Setup) -> Case:

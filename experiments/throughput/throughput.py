@@ -1,7 +1,7 @@
 r"""Times every part of a run on the device at hand; prints a table and writes strict JSON.
 
     python -m experiments.throughput.throughput --config=configs/digits.py [--compare] \
-        [--pool=runs/demo/synthesize] [--out=FILE]
+        [--pool=runs/demo/synthesize] [--profile=DIR] [--out=FILE]
 
 Repetitions of all cases are interleaved, and ratios are taken within a repetition, so that a
 machine that slows down meanwhile slows both sides of a ratio. Every figure is the median of the
@@ -11,12 +11,9 @@ repetitions with the least, the greatest and their number.
 import dataclasses
 import importlib.metadata
 import json
-import math
 import os
 import pathlib
-import resource
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,81 +23,15 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from experiments.throughput import cases as cases_lib
-from experiments.throughput import sampling
+from experiments.throughput import roofline, sampling
 from experiments.throughput.cases import Case
+from experiments.throughput.devices import limits, peak_flops, peak_memory
+from experiments.throughput.timing import Spread, closing, number, ratio, spread, time_all, trace
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import sources
 from lt_jax.data.pool import PoolReader, open_pool
 from lt_jax.runtime import artifacts, mesh
-
-# Dense FLOP/s of one device, by the start of its `device_kind`: vendors' data sheets. float32 is
-# what XLA makes of a float32 product at default precision: TF32 on GPUs, one bfloat16 pass on TPUs.
-PEAK: Mapping[str, Mapping[str, float]] = {
-    "NVIDIA A100": {"bfloat16": 312e12, "float32": 156e12},
-    "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12},
-    "NVIDIA H100": {"bfloat16": 989e12, "float32": 494e12},
-    "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12},
-    "TPU v4": {"bfloat16": 275e12, "float32": 275e12},
-    "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12},
-    "TPU v5": {"bfloat16": 459e12, "float32": 459e12},
-    "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12},
-}
-
-
-def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """FLOP/s of one device at most, where its kind is known."""
-    known = [name for name in PEAK if device_kind.startswith(name)]
-    return PEAK[max(known, key=len)].get(dtype) if known else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Median, least and greatest of n repetitions."""
-
-    median: float
-    min: float
-    max: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value; of an even number, the mean of the middle two."""
-        ordered = sorted(values)
-        half = len(ordered) // 2
-        median = (ordered[half] + ordered[-half - 1]) / 2
-        return cls(median, ordered[0], ordered[-1], len(ordered))
-
-    def times(self, factor: float) -> "Spread":
-        """The same repetitions in another unit."""
-        return Spread(self.median * factor, self.min * factor, self.max * factor, self.n)
-
-
-def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[list[float]]:
-    """Images per second of each case in each repetition, which lasts about `seconds` a case.
-
-    The first call of a case is waited for and not counted; the second sets how many calls a
-    repetition makes.
-    """
-    calls = []
-    for case in cases:
-        jax.block_until_ready(case.call())
-        calls.append(max(1, math.ceil(seconds / _seconds(case, 1))))
-    rates: list[list[float]] = [[] for _ in cases]
-    for _ in range(repetitions):
-        for case, count, mine in zip(cases, calls, rates, strict=True):
-            mine.append(case.images * count / _seconds(case, count))
-    return rates
-
-
-def _seconds(case: Case, calls: int) -> float:
-    for _ in range(case.drain):
-        case.call()
-    since = time.perf_counter()
-    for _ in range(calls):
-        result = case.call()
-    jax.block_until_ready(result)
-    return time.perf_counter() - since
 
 
 def row(case: Case, rates: Sequence[float], device_kind: str) -> dict[str, Any]:
@@ -125,14 +56,8 @@ def row(case: Case, rates: Sequence[float], device_kind: str) -> dict[str, Any]:
         "lower_seconds": case.lower_seconds,
         "compile_seconds": case.compile_seconds,
         "temporary_bytes": case.temporaries or None,
-        **{name: spread and dataclasses.asdict(spread) for name, spread in spreads.items()},
+        **{name: found and dataclasses.asdict(found) for name, found in spreads.items()},
     }
-
-
-def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
-    """How many times faster, repetition by repetition."""
-    spread = Spread.of([a / b for a, b in zip(above, below, strict=True)])
-    return {"name": name, **dataclasses.asdict(spread)}
 
 
 def build(
@@ -168,6 +93,7 @@ def build(
             for dtype in ("float32", "bfloat16")
             if cases_lib.with_dtype(config, dtype) != config
         }
+        variants["remat"] = make(cases_lib.with_remat(config), classes, device_mesh)
         if device_mesh.size > 1:
             variants["one device"] = make(config, classes, mesh.make_mesh(1))
         for variant, case in variants.items():
@@ -189,6 +115,7 @@ def ratios(rates: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     pairs.append((part, "sampling", "sampling, network alone"))
     for name in ("generator training", "classifier training"):
         pairs.append((f"{name}: all devices / one", name, f"{name}, one device"))
+        pairs.append((f"{name}: blocks rematerialised / kept", f"{name}, remat", name))
         # The config's own precision stands without a suffix.
         low, high = (
             f"{name}, {dtype}" if f"{name}, {dtype}" in rates else name
@@ -225,16 +152,20 @@ def measure(
     compare: bool,
     train_images: int = 1000,
     pool: PoolReader | None = None,
+    profile: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Everything that the JSON holds but the config's name; see `accepted` for the pool."""
+    """Everything that the JSON holds but the config's name; see `accepted` for the pool.
+
+    Into `profile` goes a trace of what runs on devices: see `timing.trace`.
+    """
     device = device_mesh.devices.flat[0]
     with tempfile.TemporaryDirectory() as folder:
         cases = build(config, classes, device_mesh, pathlib.Path(folder), compare, train_images)
-        try:
+        with closing(list(cases.values())):
             timed = time_all(list(cases.values()), repetitions, seconds)
-        finally:
-            for case in cases.values():
-                case.close()
+            if profile:
+                trace([case for case in cases.values() if case.devices], profile)
+    bounds = limits(device_mesh)
     rates = dict(zip(cases, timed, strict=True))
     memory, source = peak_memory(device)
     return {
@@ -247,17 +178,11 @@ def measure(
         "load_average": list(os.getloadavg()),
         "peak_memory": {"bytes": memory, "of": source},
         "rows": [row(case, rates[name], device.device_kind) for name, case in cases.items()],
+        "limits": dataclasses.asdict(bounds),
+        "roofline": roofline.places(cases, rates, bounds, device_mesh.size),
         "ratios": ratios(rates),
         "accepted_per_second": [] if pool is None else accepted(rates["sampling"], pool),
     }  # fmt: skip
-
-
-def peak_memory(device: jax.Device) -> tuple[int, str]:
-    """Most bytes held at once so far, and where: on the device, else by the process."""
-    stats = device.memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"]), "device"
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "process"
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -274,34 +199,25 @@ def table(result: Mapping[str, Any]) -> str:
         rate, flops = entry["images_per_second"], entry["gflops_per_second"]
         share = entry["flops_utilisation"]
         lines.append(
-            f"{entry['name']:36s} {entry['batch']:5d} {_spread(rate):>30s} "
-            f"{_number(flops and flops['median']):>9s} "
+            f"{entry['name']:36s} {entry['batch']:5d} {spread(rate):>30s} "
+            f"{number(flops and flops['median']):>9s} "
             f"{'-' if share is None else format(share['median'], '.1%'):>8s} "
-            f"{_number(entry['lower_seconds']):>8s} {_number(entry['compile_seconds']):>9s}"
+            f"{number(entry['lower_seconds']):>8s} {number(entry['compile_seconds']):>9s}"
         )
         if evaluations := entry["image_evaluations_per_second"]:
             name = "  image-evaluations/s"
-            lines.append(f"{name:36s} {'':5s} {_spread(evaluations):>30s}")
+            lines.append(f"{name:36s} {'':5s} {spread(evaluations):>30s}")
         if temporaries := entry["temporary_bytes"]:
             lines.append(f"{'  temporary memory, MiB':36s} {'':5s} {temporaries / 2**20:30.1f}")
-    lines += [f"{entry['name']:60s} {_spread(entry)}" for entry in result["ratios"]]
+    lines += [f"{entry['name']:60s} {spread(entry)}" for entry in result["ratios"]]
     lines += [
         f"accepted images/s, {entry['name']} ({entry['share']:.1%} of candidates)".ljust(61)
-        + _spread(entry)
+        + spread(entry)
         for entry in result["accepted_per_second"]
     ]
     memory = result["peak_memory"]
+    lines.append(roofline.table(result["roofline"], result["limits"]["source"]))
     return "\n".join([*lines, f"peak memory ({memory['of']}): {memory['bytes'] / 2**20:,.0f} MiB"])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def _spread(entry: Mapping[str, float]) -> str:
-    return " ".join((
-        _number(entry["median"]), f"({_number(entry['min'])} - {_number(entry['max'])})"
-    ))  # fmt: skip
 
 
 def _main(_: list[str]) -> None:
@@ -319,7 +235,7 @@ def _main(_: list[str]) -> None:
         **measure(
             config, classes, mesh.make_mesh(), repetitions=values.repetitions,
             seconds=values.seconds, compare=values.compare, train_images=values.train_images,
-            pool=pool,
+            pool=pool, profile=pathlib.Path(values.profile) if values.profile else None,
         ),
     }  # fmt: skip
     print(table(result))
@@ -331,6 +247,7 @@ def _main(_: list[str]) -> None:
 if __name__ == "__main__":
     command.define_config("config file")
     flags.DEFINE_string("out", None, "JSON file to write")
+    flags.DEFINE_string("profile", None, "folder for a trace of what runs on devices")
     flags.DEFINE_integer("repetitions", 7, "how often each case is timed", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "that a repetition of a case lasts, about", lower_bound=0.0)
     flags.DEFINE_bool("compare", False, "also both trainings at other precision, on one device")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.mixing import toy as experiment
-from experiments.throughput import mixing
+from experiments.throughput import devices, mixing
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import MixingConfig, PolicyConfig, ProxyConfig
 from lt_jax.mixing import toy
@@ -79,7 +79,7 @@ def test_every_row_is_timed_and_the_table_tells_it(env):
     result["peak_memory"] = {"1": 2**20, "3": 3 * 2**20}
     text = mixing.table(result)
     assert all(f"| {name} |" in text for name in names) and "| 3 |" in text
-    assert 2**24 < mixing._own_peak() < 2**37
+    assert 2**24 < devices.peak_memory(jax.devices()[0])[0] < 2**37
 
 
 def test_the_torch_loop_trains_what_the_environment_trains(env, getkey):

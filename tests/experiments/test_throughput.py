@@ -1,6 +1,8 @@
 """The throughput experiment: every part is timed, and the arithmetic of its figures."""
 
 import dataclasses
+import functools
+import gzip
 import json
 import math
 import pathlib
@@ -9,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.throughput import cases, sampling, throughput
+from experiments.throughput import cases, devices, roofline, sampling, throughput, timing
 from lt_jax import config as config_lib
 from lt_jax.data.pool import open_pool
 from lt_jax.runtime import mesh
@@ -30,10 +32,49 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def result(config):
+def profile(tmp_path_factory):
+    return tmp_path_factory.mktemp("profile")
+
+
+@pytest.fixture(scope="module")
+def result(config, profile):
     return throughput.measure(
-        config, CLASSES, mesh.make_mesh(1), repetitions=3, seconds=0.01, compare=False
-    )
+        config, CLASSES, mesh.make_mesh(1), repetitions=3, seconds=0.01, compare=False,
+        profile=profile,
+    )  # fmt: skip
+
+
+def test_a_trace_names_every_program(result, profile):
+    (path,) = profile.rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    names = {event.get("name") for event in events}
+    on_device = {row["name"] for row in result["rows"] if row["devices"]}
+    assert on_device <= names and len(events) > len(on_device)
+    assert next(profile.rglob("*.xplane.pb")).stat().st_size > 1000  # TensorBoard's
+
+
+def test_the_roofline_has_every_program_whose_arithmetic_is_known(result):
+    assert {entry["name"] for entry in result["roofline"]} == {
+        row["name"] for row in result["rows"] if row["flops_per_image"]
+    }
+    assert result["limits"]["source"] == "measured"
+    for entry in result["roofline"]:
+        assert entry["fraction"] > 0 and entry["intensity"] == entry["flops"] / entry["bytes"]
+
+
+def test_a_program_is_bound_by_what_it_has_too_little_of():
+    place = functools.partial(roofline.Place, "x", seconds=1.0, dtype="float32", peak=100.0)
+    low = place(flops=20.0, bytes=10.0, bandwidth=20.0)  # 2 FLOPs a byte, 5 fill the device
+    assert low.bound == "memory" and low.fraction == 0.5  # 40 FLOP/s could be had
+    high = place(flops=80.0, bytes=10.0, bandwidth=20.0)
+    assert high.bound == "compute" and high.fraction == 0.8
+
+
+def test_known_devices_have_both_limits_and_others_are_measured():
+    for kind in devices.PEAK:
+        assert devices.published(kind, "bytes") < devices.peak_flops(kind, "bfloat16")
+    found = devices.limits(mesh.make_mesh(2), side=64, mib=1)
+    assert found.source == "measured" and found.bytes > 0 < found.flops["float32"]
 
 
 def test_every_part_is_timed(result):
@@ -96,12 +137,12 @@ def test_utilisation_is_achieved_over_peak_of_all_devices():
     ],
 )
 def test_peaks(kind, dtype, peak):
-    assert throughput.peak_flops(kind, dtype) == peak
+    assert devices.peak_flops(kind, dtype) == peak
 
 
 def test_rates_are_images_over_seconds():
     case = cases.Case("sleep", lambda: time.sleep(0.01), 5)
-    (rates,) = throughput.time_all([case], 2, 0.05)
+    (rates,) = timing.time_all([case], 2, 0.05)
     assert len(rates) == 2
     assert all(0 < rate <= 500 for rate in rates)  # 5 images in a hundredth of a second, or more
 
@@ -119,15 +160,15 @@ def test_what_was_prepared_meanwhile_is_not_counted():
         ready[0] = 2
 
     loader = cases.Case("loader", buffered, 5, drain=2)
-    rates, _ = throughput.time_all([loader, cases.Case("step", other, 1)], 3, 0.0)
+    rates, _ = timing.time_all([loader, cases.Case("step", other, 1)], 3, 0.0)
     assert all(rate <= 500 for rate in rates)
 
 
 def test_spread_and_ratio():
-    assert throughput.Spread.of([3.0, 1.0, 2.0]) == throughput.Spread(2.0, 1.0, 3.0, 3)
-    assert throughput.Spread.of([4.0, 1.0]) == throughput.Spread(2.5, 1.0, 4.0, 2)
+    assert timing.Spread.of([3.0, 1.0, 2.0]) == timing.Spread(2.0, 1.0, 3.0, 3)
+    assert timing.Spread.of([4.0, 1.0]) == timing.Spread(2.5, 1.0, 4.0, 2)
     # Within repetitions: a slow second repetition moves no ratio.
-    entry = throughput.ratio("twice", [2.0, 0.2], [1.0, 0.1])
+    entry = timing.ratio("twice", [2.0, 0.2], [1.0, 0.1])
     assert (entry["min"], entry["max"]) == (2.0, 2.0)
 
 

@@ -1,0 +1,95 @@
+"""What a device can do at most: published, or measured in the same run; and how much it held."""
+
+import dataclasses
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lt_jax.runtime import mesh
+
+# Of one device, by the start of its `device_kind`: dense FLOP/s by dtype, and bytes/s of its
+# memory. Vendors' data sheets. float32 is what XLA makes of a float32 product at default
+# precision: TF32 on GPUs, one bfloat16 pass on TPUs.
+PEAK: Mapping[str, Mapping[str, float]] = {
+    "NVIDIA A100-SXM4-40GB": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.56e12},
+    "NVIDIA A100": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.94e12},
+    "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12, "bytes": 2.0e12},
+    "NVIDIA H100": {"bfloat16": 989e12, "float32": 494e12, "bytes": 3.35e12},
+    "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12, "bytes": 4.8e12},
+    "TPU v4": {"bfloat16": 275e12, "float32": 275e12, "bytes": 1.23e12},
+    "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12, "bytes": 0.82e12},
+    "TPU v5": {"bfloat16": 459e12, "float32": 459e12, "bytes": 2.77e12},
+    "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12, "bytes": 1.64e12},
+}
+
+
+def published(device_kind: str, of: str) -> float | None:
+    """A figure of one device's data sheet, where its kind is known."""
+    known = [name for name in PEAK if device_kind.startswith(name)]
+    return PEAK[max(known, key=len)].get(of) if known else None
+
+
+def peak_flops(device_kind: str, dtype: str) -> float | None:
+    """FLOP/s of one device at most, where its kind is known."""
+    return None if dtype == "bytes" else published(device_kind, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """FLOP/s and bytes/s of all devices of a mesh together, and where that is from."""
+
+    flops: Mapping[str, float]
+    bytes: float
+    source: str
+
+
+def limits(device_mesh: Mesh, side: int = 1536, mib: int = 256) -> Limits:
+    """Published where the device is in `PEAK`, else the best of a few measurements.
+
+    Measured are a product of two `side` x `side` matrices on each device, and x + 1 of `mib`
+    mebibytes, which are read once and written once. On a CPU, whose caches may hold much, a
+    program can be above such a bandwidth.
+    """
+    kind = device_mesh.devices.flat[0].device_kind
+    if (bandwidth := published(kind, "bytes")) is not None:
+        named = {name: peak_flops(kind, name) for name in ("float32", "bfloat16")}
+        rates = {name: rate * device_mesh.size for name, rate in named.items() if rate}
+        return Limits(rates, bandwidth * device_mesh.size, "data sheet")
+    rates = {}
+    for dtype in ("float32", "bfloat16"):
+        shape = device_mesh.size, side, side
+        factors = mesh.put(jnp.ones(shape, dtype), device_mesh)
+        seconds = _best(jax.jit(lambda x: x @ x), factors)
+        rates[dtype] = device_mesh.size * 2 * side**3 / seconds
+    row = mib * 2**20 // 4 // device_mesh.size
+    copied = mesh.put(jnp.zeros((device_mesh.size, row), jnp.float32), device_mesh)
+    seconds = _best(jax.jit(lambda x: x + 1), copied)
+    return Limits(rates, 2 * 4 * row * device_mesh.size / seconds, "measured")
+
+
+def _best(function: Callable[[Any], Any], argument: Any, times: int = 5) -> float:
+    """Least seconds of a call: a limit is what the device can do, not what it does on average."""
+    jax.block_until_ready(function(argument))
+    found = []
+    for _ in range(times):
+        since = time.perf_counter()
+        jax.block_until_ready(function(argument))
+        found.append(time.perf_counter() - since)
+    return min(found)
+
+
+def peak_memory(device: jax.Device) -> tuple[int, str]:
+    """Most bytes held at once so far, and where: on the device, else by the process."""
+    stats = device.memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"]), "device"
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # `getrusage` would pass a parent's peak on to its child
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024, "process"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "process"

@@ -1,0 +1,107 @@
+"""How anything here is timed: cases take turns, figures are medians, ratios are within a turn."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from experiments.throughput.cases import Case
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Median, least and greatest of n repetitions."""
+
+    median: float
+    min: float
+    max: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value; of an even number, the mean of the middle two."""
+        ordered = sorted(values)
+        half = len(ordered) // 2
+        median = (ordered[half] + ordered[-half - 1]) / 2
+        return cls(median, ordered[0], ordered[-1], len(ordered))
+
+    def times(self, factor: float) -> "Spread":
+        """The same repetitions in another unit."""
+        return Spread(self.median * factor, self.min * factor, self.max * factor, self.n)
+
+
+def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[list[float]]:
+    """Images per second of each case in each repetition, which lasts about `seconds` a case.
+
+    The first call of a case is waited for and not counted; the second sets how many calls a
+    repetition makes.
+    """
+    calls = []
+    for case in cases:
+        case.wait(case.call())
+        calls.append(max(1, math.ceil(seconds / _seconds(case, 1))))
+    rates: list[list[float]] = [[] for _ in cases]
+    for _ in range(repetitions):
+        for case, count, mine in zip(cases, calls, rates, strict=True):
+            mine.append(case.images * count / _seconds(case, count))
+    return rates
+
+
+def _seconds(case: Case, calls: int) -> float:
+    for _ in range(case.drain):
+        case.call()
+    since = time.perf_counter()
+    for _ in range(calls):
+        result = case.call()
+    case.wait(result)
+    return time.perf_counter() - since
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str, Any]:
+    """How many times faster, repetition by repetition."""
+    spread = Spread.of([a / b for a, b in zip(above, below, strict=True)])
+    return {"name": name, **dataclasses.asdict(spread)}
+
+
+def trace(cases: Sequence[Case], folder: pathlib.Path, calls: int = 2) -> pathlib.Path:
+    """Runs each case a few times under the profiler, each under its name, untimed.
+
+    Returns:
+      `perfetto_trace.json.gz`, for ui.perfetto.dev. Beside it lies `*.xplane.pb`, for TensorBoard's
+      profile plugin (`pip install xprof`, then `tensorboard --logdir` of `folder`).
+    """
+    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+        for case in cases:
+            with jax.profiler.TraceAnnotation(case.name):
+                for _ in range(calls):
+                    result = case.call()
+                case.wait(result)
+    written = folder.rglob("perfetto_trace.json.gz")
+    return max(written, key=lambda path: path.stat().st_mtime)
+
+
+@contextlib.contextmanager
+def closing(cases: Sequence[Case]):
+    """Ends what the cases do in the background, however the block ends."""
+    try:
+        yield
+    finally:
+        for case in cases:
+            case.close()
+
+
+def number(value: float | None) -> str:
+    """For a cell: three digits, or whole numbers from 100 on; "-" for None."""
+    return "-" if value is None else f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+
+
+def spread(entry: Mapping[str, float] | None) -> str:
+    """For a cell: median (least - greatest)."""
+    if entry is None:
+        return "-"
+    return f"{number(entry['median'])} ({number(entry['min'])} - {number(entry['max'])})"

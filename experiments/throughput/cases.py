@@ -44,7 +44,7 @@ class Case:
       images: handled by one call.
       evaluations: network evaluations times images of one call, where these are more.
       flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of.
-      moved: bytes that one call moves to and from memory, as XLA counts them (`roofline`); 0: not known.
+      moved: bytes to and from memory in one call, as XLA counts them (`roofline`); 0: not known.
       dtype: that the matrix products are in; "" where there are none.
       devices: over which the batch is split; 0 for work on host.
       lower_seconds, compile_seconds: tracing and lowering, and XLA's compilation.

@@ -295,11 +295,19 @@ def loaders(config: Config, classes: int, folder: pathlib.Path) -> list[Case]:
     np.save(folder / "images.npy", drawn)
     sources: dict[str, Images] = {
         "loader, memory": ArrayImages(folder / "images.npy"),
-        "loader, JPEG files": _files(config, n, folder),
+        "loader, JPEG files": files(config, n, folder),
         "loader, pool": _pool(drawn, labels, classes, folder),
     }
     rows = [np.flatnonzero(labels == k) for k in range(classes)]
     return [_loader(name, config, images, rows) for name, images in sources.items()]
+
+
+def memory_loader(config: Config, classes: int, folder: pathlib.Path, count: int) -> Case:
+    """The loader from the decoded array of `count` images."""
+    drawn = np.random.default_rng(0).integers(0, 256, (count, *shape_of(config)), dtype=np.uint8)
+    np.save(folder / "images.npy", drawn)
+    rows = [np.arange(k, count, classes) for k in range(classes)]
+    return _loader("loader, memory", config, ArrayImages(folder / "images.npy"), rows)
 
 
 def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray]) -> Case:
@@ -314,7 +322,8 @@ def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray
     return Case(name, lambda: next(stream), size, drain=drain, close=stream.close)
 
 
-def _files(config: Config, n: int, folder: pathlib.Path) -> FileImages:
+def files(config: Config, n: int, folder: pathlib.Path) -> FileImages:
+    """A store of `n` smooth JPEG files, written into `folder`."""
     rng = np.random.default_rng(0)
     height, width = ORIGINAL
     for i in range(n):

@@ -82,6 +82,20 @@ class _Setup:
             "devices": self.mesh.size,
         }
 
+    @functools.cached_property
+    def sampler(self) -> Any:
+        """The compiled program that makes the images and no more."""
+        whole, split = mesh.replicated(self.mesh), mesh.batched(self.mesh)
+        sample: Any = jax.jit(
+            lambda unet, key, indices, request, source: program_lib.make_images(
+                self.config.synthesize, self.networks, unet, key, indices,
+                dataclasses.replace(request, source=source),
+            ),
+            in_shardings=(whole, whole, split, split, split),
+            out_shardings=split,
+        )  # fmt: skip
+        return sample.lower(self.unet, self.key, *self.put(), self.source()).compile()
+
     def put(self) -> tuple[Any, Any]:
         """Indices and the request, brought to the devices."""
         alone = dataclasses.replace(self.request, source=None)
@@ -98,13 +112,30 @@ def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) ->
     Copies are looked for among `train_images`.
     """
     setup = _Setup.make(config, classes, device_mesh, train_images)
-    sampled = _sampler(setup)
-    alone = Case(
+    return [_fused(setup), _alone(setup), _network(setup), _separate(setup)]
+
+
+def fused(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> Case:
+    """Sampling as it runs, alone."""
+    return _fused(_Setup.make(config, classes, device_mesh, train_images))
+
+
+def images_alone(config: Config, classes: int, device_mesh: Mesh) -> Case:
+    """Images without selection, as other libraries make them; with FLOPs and bytes."""
+    setup = _Setup.make(config, classes, device_mesh, 64)
+    flops = setup.config.synthesize.batch_size * program_lib.network_flops(
+        setup.config.synthesize, setup.networks
+    )
+    return dataclasses.replace(_alone(setup), flops=flops, moved=_network_bytes(setup))
+
+
+def _alone(setup: _Setup) -> Case:
+    sampled = setup.sampler
+    return Case(
         "sampling, no selection",
         lambda: np.asarray(sampled(setup.unet, setup.key, *setup.put(), setup.source())),
-        temporaries=_temporaries(sampled), **setup.facts,
+        temporaries=_temporaries(sampled), memory=held_bytes(sampled), **setup.facts,
     )  # fmt: skip
-    return [_fused(setup), alone, _network(setup), _separate(setup, sampled)]
 
 
 def acceptance(pool: PoolReader) -> dict[str, float]:
@@ -128,20 +159,6 @@ def _fused(setup: _Setup) -> Case:
         moved=_network_bytes(setup), lower_seconds=lower, compile_seconds=compile_,
         temporaries=_temporaries(fused), memory=held_bytes(fused), **setup.facts,
     )  # fmt: skip
-
-
-def _sampler(setup: _Setup) -> Any:
-    """The compiled program that makes the images and no more."""
-    whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
-    sample: Any = jax.jit(
-        lambda unet, key, indices, request, source: program_lib.make_images(
-            setup.config.synthesize, setup.networks, unet, key, indices,
-            dataclasses.replace(request, source=source),
-        ),
-        in_shardings=(whole, whole, split, split, split),
-        out_shardings=split,
-    )  # fmt: skip
-    return sample.lower(setup.unet, setup.key, *setup.put(), setup.source()).compile()
 
 
 def _network_bytes(setup: _Setup) -> float:
@@ -183,8 +200,9 @@ def _network(setup: _Setup) -> Case:
     )  # fmt: skip
 
 
-def _separate(setup: _Setup, sampled: Any) -> Case:
+def _separate(setup: _Setup) -> Case:
     """Sampling, extractor and gates as programs of their own."""
+    sampled = setup.sampler
     config, bound = setup.config, (setup.unet, setup.extractor, setup.gates, setup.key)
     classes = setup.networks.generator.vocabulary.num_classes
     apart = _Apart(config, setup.networks, setup.mesh, classes)

@@ -80,8 +80,7 @@ def test_what_the_pytorch_unet_has_not_is_refused(config):
 
 def test_every_mode_learns_a_batch(config):
     unet = peer("torch_unet")
-    modes = [mode for mode in unet.MODES if not mode.compiled]  # compiling takes half a minute
-    for case in unet.cases(config, CLASSES, tuple(modes)):
+    for case in unet.cases(config, CLASSES, 3):  # compiled modes, which come last, take long
         losses = [float(case.call()) for _ in range(40)]
         assert np.mean(losses[-10:]) < np.mean(losses[:10]), case.name
         assert case.images == config.generator.batch_size
@@ -125,7 +124,7 @@ def test_diffusers_network_is_of_about_our_size_and_samples(config):
     generator = cases.generator_of(config, CLASSES)
     ratio = diffusers.parameters(diffusers.matched(generator)) / module.count(generator.abstract())
     assert 0.8 < ratio < 1.25
-    (case,) = diffusers.sampling(config, CLASSES, [diffusers.Mode("eager")])
+    (case,) = diffusers.sampling(config, CLASSES, 1)
     images = case.call()
     size, (side, _, channels) = config.synthesize.batch_size, generator.image_shape
     assert images.shape == (size, channels, side, side) and images.dtype == np.uint8

@@ -214,7 +214,7 @@ def test_separate_calls_give_the_images_and_verdicts_of_the_fused_program(config
     config = dataclasses.replace(config, synthesize=part)
     setup = sampling._Setup.make(config, CLASSES, mesh.make_mesh(1), 40)
     together = sampling._fused(setup).call()
-    images, verdict = sampling._separate(setup, sampling._sampler(setup)).call()
+    images, verdict = sampling._separate(setup).call()
     np.testing.assert_array_equal(together.images, images)
     np.testing.assert_allclose(together.verdict.scores, verdict.scores, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(together.verdict.ms_ssim, verdict.ms_ssim)

@@ -18,6 +18,7 @@ torch, diffusers = load("torch"), load("diffusers")
 
 GROUPS = 8  # of its norms: widths are multiples of it
 STEPS = 1000  # its process is discrete
+MODES = (torch_step.MODES[0], torch_step.MODES[-1])
 
 
 def make(generator: Generator, widths: Sequence[int]) -> Any:
@@ -58,8 +59,8 @@ def parameters(model: Any) -> int:
     return sum(param.numel() for param in model.parameters())
 
 
-def trainings(config: Config, classes: int, modes: Sequence[Mode]) -> list[Case]:
-    """Generator training in each mode, with the loss of ours."""
+def trainings(config: Config, classes: int, modes: int = 2) -> list[Case]:
+    """Generator training with the loss of ours, in the first `modes` of `MODES`."""
     generator = generator_of(config, classes)
     loss = torch_unet.make_loss(generator)
     batch = random_batch(config, classes, config.generator.batch_size)
@@ -77,12 +78,15 @@ def trainings(config: Config, classes: int, modes: Sequence[Mode]) -> list[Case]
             "diffusers", matched(generator), loss_of, batch, config.generator.optimizer, mode,
             config.generator.ema_decay,
         )
-        for mode in modes
+        for mode in MODES[:modes]
     ]  # fmt: skip
 
 
-def sampling(config: Config, classes: int, modes: Sequence[Mode]) -> list[Case]:
-    """DPM-Solver++ (2M) in as many guided steps as ours, to uint8 images on the host."""
+def sampling(config: Config, classes: int, modes: int = 2) -> list[Case]:
+    """DPM-Solver++ (2M) in as many guided steps as ours, to uint8 images on the host.
+
+    In the first `modes` of `MODES`.
+    """
     scheduler = diffusers.DPMSolverMultistepScheduler(
         num_train_timesteps=STEPS, algorithm_type="dpmsolver++", solver_order=2,
         prediction_type=_prediction(config),
@@ -90,7 +94,7 @@ def sampling(config: Config, classes: int, modes: Sequence[Mode]) -> list[Case]:
     part = config.synthesize
     return [
         _sampling("diffusers", config, classes, mode, scheduler, part.steps, part.batch_size)
-        for mode in modes
+        for mode in MODES[:modes]
     ]
 
 
@@ -101,7 +105,7 @@ def published(config: Config, classes: int) -> Case:
     """
     scheduler = diffusers.DPMSolverSinglestepScheduler(
         num_train_timesteps=STEPS, algorithm_type="dpmsolver++", solver_order=3,
-        prediction_type=_prediction(config),
+        lower_order_final=True, prediction_type=_prediction(config),
     )  # fmt: skip
     return _sampling("published", config, classes, Mode("batch 1, float32"), scheduler, 50, 1)
 

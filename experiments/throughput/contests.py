@@ -1,0 +1,261 @@
+"""What is timed beside peers: of each stage our program and those that do the same work elsewhere.
+
+A suite is the contests that a device can be asked for in minutes: `gpu` at the sizes that users
+have, `cpu` at the demo's and with ViT-S/16 at a batch that two cores can bear, `tiny` to see that
+all of it runs.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from experiments.throughput import cases as cases_lib
+from experiments.throughput import mixing, sampling
+from experiments.throughput.cases import Case
+from lt_jax import config as config_lib
+from lt_jax.config import AugmentConfig, Config, ViTConfig
+from lt_jax.config.mixing import MixingConfig, PolicyConfig, ProxyConfig
+from lt_jax.data.images import ArrayImages
+from lt_jax.mixing.learn import Learner
+
+Make = Callable[[Mesh, pathlib.Path], list[Case]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """Ours against peers, over the same work.
+
+    Attributes:
+      stage: what is done, and how large.
+      unit: of which so many are done in a second.
+      ours: cases of lt_jax, on a mesh; a folder is for files. The first one is compared.
+      peers: each gives cases; one may raise PeerMissingError.
+    """
+
+    stage: str
+    unit: str
+    ours: Make
+    peers: tuple[Make, ...]
+
+
+def _peer(module: str, function: str, *args: Any) -> Make:
+    def make(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        found = importlib.import_module(f"experiments.throughput.peers.{module}")
+        made = getattr(found, function)(*args)
+        return made if isinstance(made, list) else [made]
+
+    return make
+
+
+def _ours(make: Callable[..., Case], *args: Any) -> Make:
+    return lambda device_mesh, folder: [make(*args, device_mesh)]
+
+
+def unet(stage: str, config: Config, classes: int, modes: int = 5) -> Contest:
+    """Training of the generator; `modes` of PyTorch's are tried."""
+    return Contest(
+        f"generator training, {stage}", "images/s",
+        _ours(cases_lib.generator_training, config, classes),
+        (_peer("torch_unet", "cases", config, classes, modes),
+         _peer("diffusers_unet", "trainings", config, classes, modes)),
+    )  # fmt: skip
+
+
+def vit(stage: str, config: Config, classes: int, modes: int = 4) -> Contest:
+    """Training of the classifier."""
+    return Contest(
+        f"classifier training, {stage}", "images/s",
+        _ours(cases_lib.classifier_training, config, classes),
+        (_peer("timm_vit", "cases", config, classes, modes),),
+    )  # fmt: skip
+
+
+def images(stage: str, config: Config, classes: int, modes: int = 2) -> Contest:
+    """Sampling."""
+    return Contest(
+        f"sampling, {stage}", "images/s",
+        _ours(sampling.images_alone, config, classes),
+        (_peer("diffusers_unet", "sampling", config, classes, modes),),
+    )  # fmt: skip
+
+
+def busgen(stage: str, config: Config, classes: int) -> Contest:
+    """BUSGen as we sample it, against its published settings in diffusers and in our own program.
+
+    The published sampler, a single-step one of order 3, asks the network as often a step as ours;
+    for our own row its place is taken by DPM-Solver++(2M), which costs the same.
+    """
+    slow = cases_lib.with_dtype(
+        _synthesize(config, steps=50, batch_size=1), "float32"
+    )  # as published
+
+    def published(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        one = Mesh(device_mesh.devices[:1], device_mesh.axis_names)
+        case = sampling.images_alone(slow, classes, one)
+        return [dataclasses.replace(case, name="lt_jax, batch 1, float32, 50 steps")]
+
+    return Contest(
+        f"sampling, {stage}", "images/s",
+        _ours(sampling.images_alone, config, classes),
+        (published, _peer("diffusers_unet", "published", config, classes)),
+    )  # fmt: skip
+
+
+def loader(stage: str, config: Config, classes: int, workers: int) -> Contest:
+    """The loader from JPEG files and from memory, with as many worker processes as the peer."""
+    runtime = dataclasses.replace(config.runtime, loader_workers=workers)
+    config = dataclasses.replace(config, runtime=runtime)
+    size = config.classify.batch_size
+    source = "memory" if "memory" in stage else "JPEG files"
+
+    def ours(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        made = cases_lib.loaders(config, classes, folder)
+        chosen = [case for case in made if case.name.endswith(source)]
+        for case in made:
+            if case not in chosen:
+                case.close()
+        return chosen
+
+    def peer(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        module = importlib.import_module("experiments.throughput.peers.torch_loader")
+        store: Any = ArrayImages(folder / "images.npy")
+        labels = np.arange(len(store)) % classes
+        if source != "memory":
+            store = cases_lib.files(config, len(store), folder)
+        return [module.case("DataLoader", store, labels, size, workers)]
+
+    return Contest(f"loader, {stage}", "images/s", ours, (peer,))
+
+
+def policy(stage: str, config: PolicyConfig, mixed: MixingConfig) -> Contest:
+    """Learning of the mixing policy: episodes and updates."""
+
+    def ours(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        learner = Learner(config, mixing.environment(mixed))
+        state = jax.jit(learner.init)(jax.random.key(0))
+        update, lower, compile_ = cases_lib.compile_apart(jax.jit(learner.update), state)
+        held = [state]
+
+        def call() -> Any:
+            held[0], told = update(held[0])
+            return told
+
+        steps = config.episodes * learner.environment.rounds
+        return [
+            Case(
+                "policy", call, steps, dtype="float32", devices=1, lower_seconds=lower,
+                compile_seconds=compile_, memory=cases_lib.held_bytes(update),
+            )
+        ]  # fmt: skip
+
+    def peer(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+        module = importlib.import_module("experiments.throughput.peers.torch_ppo")
+        return [module.case(mixing.environment(mixed), config)]
+
+    return Contest(f"policy, {stage}", "environment steps/s", ours, (peer,))
+
+
+def load(path: str) -> Config:
+    """A config file of the repository, as a run without overrides has it."""
+    name = pathlib.Path(path).stem
+    return config_lib.build(
+        config_lib.Config, importlib.import_module(f"configs.{name}").get_config()
+    )
+
+
+def _synthesize(config: Config, **fields: Any) -> Config:
+    return dataclasses.replace(config, synthesize=dataclasses.replace(config.synthesize, **fields))
+
+
+def _plain(config: Config, batch: int) -> Config:
+    """The generator with the plain loss, flips and shifts, and this batch in both trainings."""
+    augment = AugmentConfig(shift=1)
+    generator = dataclasses.replace(
+        config.generator, batch_size=batch, cbdm_weight=0.0, augment=augment
+    )
+    classify = dataclasses.replace(config.classify, batch_size=batch, augment=augment)
+    return dataclasses.replace(config, generator=generator, classify=classify)
+
+
+def _with_vit(config: Config, vit: ViTConfig) -> Config:
+    model = dataclasses.replace(config.classify.model, kind="vit", vit=vit)
+    return dataclasses.replace(config, classify=dataclasses.replace(config.classify, model=model))
+
+
+def _pictures(config: Config, side: int, batch: int) -> Config:
+    """The classifier on colour images of `side` pixels, with shifts and flips."""
+    augment = AugmentConfig(shift=max(1, side // 16), horizontal_flip=True)
+    classify = dataclasses.replace(config.classify, batch_size=batch, augment=augment)
+    data = dataclasses.replace(config.data, image_size=side, channels=3)
+    return dataclasses.replace(config, data=data, classify=classify)
+
+
+S16 = ViTConfig(variant="S", patch_size=16, position="learned", pool="token")
+
+
+def cpu() -> list[Contest]:
+    """The demo's networks, ViT-S/16 at a small batch, 64 px JPEG files."""
+    digits = _plain(load("configs/digits.py"), 128)
+    small = dataclasses.replace(digits.classify.model.vit, position="learned", pool="token")
+    return [
+        unet("digits, 8 px", digits, 10),
+        images("digits, 8 px, 20 guided steps", digits, 10),
+        vit("digits' ViT, 8 px", _with_vit(digits, small), 10),
+        vit("ViT-S/16, 224 px", _with_vit(_pictures(digits, 224, 4), S16), 1000),
+        loader("JPEG files to 64 px", _pictures(digits, 64, 32), 10, 0),
+        loader("memory, 8 px", digits, 10, 0),
+        policy("16 episodes", PolicyConfig(episodes=16), MixingConfig()),
+    ]
+
+
+def gpu() -> list[Contest]:
+    """The networks of the GPU configs at batches that fill a card, in bfloat16."""
+    cifar = _plain(load("configs/cifar10_lt.py"), 512)
+    small = dataclasses.replace(S16, dtype="bfloat16")
+    bus = load("configs/busgen.py")
+    return [
+        unet("CIFAR UNet, 32 px", cifar, 10),
+        vit("ViT-S/16, 224 px", _with_vit(_pictures(cifar, 224, 256), small), 1000),
+        images("CIFAR UNet, 32 px, 50 guided steps", _synthesize(cifar, batch_size=512), 10),
+        busgen("BUSGen, 160 px, 50 guided steps", bus, 3),
+        busgen("BUSGen, 160 px, 20 guided steps", _synthesize(bus, steps=20), 3),
+        loader("JPEG files to 224 px", _pictures(cifar, 224, 256), 10, 16),
+        loader("memory, 32 px", cifar, 10, 0),
+        policy("64 episodes", PolicyConfig(episodes=64), MixingConfig()),
+    ]
+
+
+def tiny() -> list[Contest]:
+    """Everything at a size of no meaning, PyTorch eager."""
+    base = _plain(load("configs/digits.py"), 16)
+    unet_config = dataclasses.replace(
+        base.generator.model, channels=(8,), attention_resolutions=(), embedding=16
+    )
+    base = dataclasses.replace(
+        base, generator=dataclasses.replace(base.generator, model=unet_config)
+    )
+    base = _synthesize(base, steps=2, batch_size=4)
+    vit_config = ViTConfig(
+        variant="custom", width=16, depth=1, heads=2, mlp=16, patch_size=4, position="learned",
+        pool="token",
+    )  # fmt: skip
+    mixed = MixingConfig(rounds=2, proxy=ProxyConfig(batch_size=8, minibatches=2))
+    learner = PolicyConfig(episodes=2, width=4, epochs=1, minibatches=1)
+    return [
+        unet("8 px", base, 3, 1),
+        images("8 px", base, 3, 1),
+        busgen("8 px", base, 3),
+        vit("8 px", _with_vit(_pictures(base, 8, 4), vit_config), 3, 1),
+        loader("JPEG files to 8 px", _pictures(base, 8, 4), 3, 0),
+        loader("memory, 8 px", base, 3, 0),
+        policy("2 episodes", learner, mixed),
+    ]
+
+
+SUITES = {"cpu": cpu, "gpu": gpu, "tiny": tiny}

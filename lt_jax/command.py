@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lt_jax.config import Config, ConfigError, RuntimeConfig, json_file
 from lt_jax.errors import UserError
-from lt_jax.runtime import faults, files, mesh
+from lt_jax.runtime import distributed, faults, files, mesh
 
 
 def config() -> ConfigDict:
@@ -46,9 +47,17 @@ def line(module: str) -> str:
 
 
 def use_devices(runtime: RuntimeConfig, folder: pathlib.Path | None) -> None:
-    """Makes the devices, before the first use of one; compiled programs are kept below `folder`."""
+    """Makes the devices, before the first use of one, and joins the run's other processes.
+
+    Compiled programs are kept below `folder`; None: no program is run.
+    """
     compiled = runtime.compilation_cache or str(folder / ".jax_cache") if folder else None
     mesh.configure_devices(runtime.cpu_devices, compiled)
+    if folder is not None:
+        launch = distributed.Launch(
+            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
+        )
+        distributed.initialize(launch, runtime.host_timeout)
 
 
 @contextlib.contextmanager
@@ -65,6 +74,10 @@ def ending() -> Iterator[None]:
         sys.exit(faults.REQUEUE_EXIT_CODE)
     except UserError as error:
         sys.exit(f"lt_jax: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if distributed.count() == 1:
+            raise
+        distributed.abandon(error)
 
 
 def _folder() -> pathlib.Path:
@@ -113,6 +126,9 @@ def start(main: Callable[[list[str]], None]) -> None:
     flags.DEFINE_string("workdir", None, "folder of this run", required=True)
     flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
     flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, auto or none")
+    flags.DEFINE_integer("num_processes", -1, "processes of the run, with --coordinator")
+    flags.DEFINE_integer("process_id", -1, "number of this one, from 0, with --coordinator")
     _run(main)
 
 

@@ -17,6 +17,7 @@ from lt_jax.diffusion import annotations
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import classifier, module
 from lt_jax.runtime import arrays, checkpoint
+from lt_jax.runtime import mesh as mesh_lib
 from lt_jax.runtime.artifacts import Spec, Store
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Float, Params
@@ -32,6 +33,12 @@ class Context:
     workdir: pathlib.Path
     mesh: Mesh
     command: str
+
+    def by_itself(self) -> "Context":
+        """The run on the devices of this process alone."""
+        if not self.mesh.is_multi_process:
+            return self
+        return dataclasses.replace(self, mesh=mesh_lib.make_mesh(fsdp=1))
 
     def folder(self, stage: str) -> pathlib.Path:
         """The artifact of a stage, intact where it is finished (see `Store.intact`)."""

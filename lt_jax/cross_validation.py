@@ -35,7 +35,7 @@ from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.report import folds as folds_lib
 from lt_jax.evaluate.statistics import detection
 from lt_jax.pipeline import STAGES, Pipeline
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 
 Folds = Sequence[report_lib.ReportInputs]
 
@@ -71,6 +71,10 @@ def run(runs: Sequence[Pipeline], workdir: pathlib.Path, accept_config_change: b
     """Trains every fold, opens each test split once, and writes the pooled report."""
     for fold in runs:
         fold.run([stage for stage in STAGES if stage != "report"], accept_config_change)
+    distributed.on_first(lambda: _report(runs, workdir))
+
+
+def _report(runs: Sequence[Pipeline], workdir: pathlib.Path) -> None:
     inputs = [reporting.gather(fold.context(), "cross-validation") for fold in runs]
     whole = pooled(inputs)
     report = report_lib.write(whole, workdir)

@@ -27,7 +27,7 @@ from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.evaluate import report as report_lib
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import faults
+from lt_jax.runtime import distributed, faults
 from lt_jax.runtime.progress import Progress
 
 
@@ -134,9 +134,9 @@ def main(_: list[str]) -> None:
             decode_once_mib=pipeline.config.data.decode_once_mib,
             follow_links=pipeline.config.data.follow_links,
         )
-        run(pipeline, data, out)
-        print(report_lib.text_table(report_lib.read(out / "report.json")))
-        print(f"report: {out / 'report.html'}")
+        if distributed.on_first(lambda: run(pipeline, data, out)) is not None:
+            print(report_lib.text_table(report_lib.read(out / "report.json")))
+            print(f"report: {out / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from lt_jax.classify import decoupled
 from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.mixing import controllers
-from lt_jax.runtime import artifacts, faults, files, mesh, metrics, progress
+from lt_jax.runtime import artifacts, distributed, faults, files, mesh, metrics, progress
 
 STAGES = (
     "prepare",
@@ -288,14 +288,14 @@ class Pipeline:
         Raises:
           ConfigError: the workdir belongs to another config; or an input of a named stage is
             neither finished nor among the named.
-          WorkdirInUseError: another process runs in the workdir.
+          WorkdirInUseError: another run is at work in the workdir.
+          DistributedError: the processes of a run have different configs, or no workdir in common.
         """
         selected = self.selected(names)
+        self._check_alike("config", self._resolved() + " ".join(spec.stage for spec in selected))
         with faults.lock(self.workdir):
-            # Artifacts have locks of their own: another workdir may use this one's as its cache.
-            files.sweep(self.workdir.resolve(), outside=self.store.root)
-            self._claim(accept_config_change)
-            self._check_inputs(selected)
+            distributed.on_first(lambda: self._begin(selected, accept_config_change))
+            self._check_alike("workdir", str((self.workdir / "config.json").exists()))
             context = self.context()
             self._preflight(selected, context)
             try:
@@ -311,7 +311,7 @@ class Pipeline:
             specs={spec.stage: spec for spec in self.specs},
             store=self.store,
             workdir=self.workdir,
-            mesh=mesh.make_mesh(),
+            mesh=mesh.make_mesh(fsdp=self.config.runtime.fsdp),
             command=self._command,
         )
 
@@ -330,29 +330,48 @@ class Pipeline:
         return self.context()
 
     def _run_stage(self, spec: artifacts.Spec, context: Context) -> None:
-        folder = self.store.open(spec)
+        folder = self.store.folder(spec)
+        distributed.on_first(lambda: self.store.open(spec))
         # In a cache that runs share, the first one makes it, and the others wait for that.
         with faults.lock(folder, patience=math.inf):
-            if self.store.done(spec):
+            if distributed.agree(self.store.done(spec)):
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
                 self.store.finish(spec, stages.run(spec, folder, context))
+            distributed.barrier(spec.stage)
         if spec.stage == "report":
-            reporting.publish(folder, self.workdir)
+            distributed.on_first(lambda: reporting.publish(folder, self.workdir))
         faults.raise_if_stopping(spec.stage)
 
     def _preflight(self, selected: Sequence[artifacts.Spec], context: Context) -> None:
         """Finds what cannot work before the first stage starts."""
-        names = {spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)}
+        left = [spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)]
+        names = set(distributed.agree(left))
         preflight.check_batches(self.config, names, context.mesh)
         if names - {"prepare", "report"}:
             preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
 
+    def _begin(self, selected: Sequence[artifacts.Spec], accept_config_change: bool) -> None:
+        # Artifacts have locks of their own: another workdir may use this one's as its cache.
+        files.sweep(self.workdir.resolve(), outside=self.store.root)
+        self._claim(accept_config_change)
+        self._check_inputs(selected)
+
+    def _check_alike(self, what: str, mine: str) -> None:
+        if not distributed.alike(mine):
+            raise distributed.DistributedError(
+                f"--{what}: the processes of this run do not have the same; start all with one "
+                "command, in a --workdir (and --cache) on a file system that all hosts share"
+            )
+
+    def _resolved(self) -> str:
+        return json.dumps(config_lib.to_dict(self.config), indent=1)
+
     def _claim(self, accept_config_change: bool) -> None:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""
         path = self.workdir / "config.json"
-        new = json.loads(json.dumps(config_lib.to_dict(self.config)))
+        new = json.loads(self._resolved())
         if path.exists() and not accept_config_change:
             # What changes no result may change between runs.
             free = ("config.runtime.", "config.data.decode_once_mib", "config.data.follow_links")
@@ -369,7 +388,7 @@ class Pipeline:
                     "--accept_config_change: stages that the change touches are run again, "
                     "nothing is deleted"
                 )
-        files.write_atomically(path, json.dumps(new, indent=1), "the config")
+        files.write_atomically(path, self._resolved(), "the config")
 
     def _check_inputs(self, selected: Sequence[artifacts.Spec]) -> None:
         names = {spec.stage for spec in selected}

@@ -1,6 +1,7 @@
 """The stage mixing: policies learned on a proxy classifier, and what they are compared with there.
 
-A policy a seed is learned (`mixing.learn`), all seeds in one program, on train and policy_val
+A policy a seed is learned (`mixing.learn`), all seeds in one program whose devices share the seeds,
+or where they cannot, the episodes of an update, on train and policy_val
 images and the pool's accepted ones: on their features, or as they are, by the network of
 `classify`. Its greedy episode on the proxy is the schedule that `policy_schedule` replays;
 `random_search` has as many trainings of the same proxy and keeps the best of its random schedules.
@@ -8,15 +9,18 @@ Validation and test images are never asked for.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lt_jax.config import MixingConfig
 from lt_jax.context import Context
@@ -35,7 +39,7 @@ from lt_jax.mixing import (
 from lt_jax.mixing.environment import heads
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.proxy_data import ProxyData, collect
-from lt_jax.runtime import checkpoint, faults, files, finite, keys, metrics, progress
+from lt_jax.runtime import checkpoint, faults, files, finite, keys, mesh, metrics, progress
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Float
 
@@ -65,11 +69,13 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     clock = Clock(costs)
     data = proxy_data(context)
     env = _environment(context, data)
-    learner = learn.Learner(config.policy, env, config.reward.difference, config.together)
+    learner = learn.Learner(
+        config.policy, env, config.reward.difference, config.together, context.mesh
+    )
     clock.read()
     training, spent = _learn(learner, folder, context)
     clock = Clock(costs)
-    policies = jax.vmap(lambda state: state.policy)(training.states)
+    policies = jax.vmap(lambda state: state.policy)(mesh.fetch(training.states))
     checkpoint.save_tree(folder / "policies", Learnt(policies, _standing(data)))
     _save(folder / "curves.json", _curves(config.policy.seeds, training))
     found = [
@@ -174,6 +180,7 @@ def _environment(context: Context, data: ProxyData) -> proxy.ProxyEnv:
         together=config.together,
         reference_runs=config.reference_runs,
         seed=config.policy.seeds[0],
+        device_mesh=context.mesh,
     )
 
 
@@ -188,12 +195,9 @@ def _learn(
     """All updates of all seeds, from the newest checkpoint on; SIGTERM saves and stops."""
     config = learner.config
     each = _cost(learner, context.config.mixing)
-    # One seed after the other where classifiers must be: a vmap over seeds is one over them, too.
-    one_by_one = min(learner.together, 1)
-    over_seeds = functools.partial(population.over, learner.update, together=one_by_one)
-    update = jax.jit(over_seeds, donate_argnums=0)
+    update = _update(learner, context.mesh)
     with contextlib.closing(checkpoint.Checkpointer(folder / "checkpoints")) as checkpoints:
-        start, training, costs = 0, _fresh(learner), Ledger()
+        start, training, costs = 0, _fresh(learner, context.mesh), Ledger()
         if held := checkpoints.restore(training):
             start, training, note = held
             costs = Ledger.of(note["ledger"])
@@ -205,7 +209,7 @@ def _learn(
             for n in range(start, config.updates):
                 states, told = update(training.states)
                 training = Training(states, training.curves)
-                for name, values in jax.device_get(told).items():
+                for name, values in mesh.fetch(told).items():
                     training.curves[name][:, n] = values
                 means = {name: float(v[:, n].mean()) for name, v in training.curves.items()}
                 _check(training.curves["return_mean"][:, n], n)
@@ -223,7 +227,22 @@ def _learn(
     return training, costs
 
 
-def _fresh(learner: learn.Learner) -> Training:
+def _update(learner: learn.Learner, device_mesh: Mesh) -> Callable[[Any], tuple[Any, Any]]:
+    """An update of all seeds: seeds shared by the devices, or else the episodes of each."""
+    # One seed after the other where classifiers must be: a vmap over seeds is one over them, too.
+    one_by_one = min(learner.together, 1)
+    over_devices = None
+    if population.splits(len(learner.config.seeds), device_mesh):
+        over_devices, learner = device_mesh, dataclasses.replace(learner, device_mesh=None)
+
+    def update(states: Any) -> tuple[Any, Any]:
+        return population.over(learner.update, states, one_by_one, over_devices)
+
+    whole = mesh.replicated(device_mesh)
+    return jax.jit(update, in_shardings=whole, out_shardings=whole, donate_argnums=0)
+
+
+def _fresh(learner: learn.Learner, device_mesh: Mesh) -> Training:
     """The population before its first update."""
     config = learner.config
     roots = jnp.stack([keys.root(seed) for seed in config.seeds])
@@ -231,6 +250,7 @@ def _fresh(learner: learn.Learner) -> Training:
     one = jax.tree.map(lambda leaf: leaf[0], states)
     names = jax.eval_shape(learner.update, one)[1]
     shape = len(config.seeds), config.updates
+    states = mesh.replicate(states, device_mesh)
     return Training(states, {name: np.full(shape, np.nan, np.float32) for name in names})
 
 

@@ -28,7 +28,7 @@ from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
 from lt_jax.runtime import arrays as arrays_lib
-from lt_jax.runtime import artifacts, checkpoint, files
+from lt_jax.runtime import artifacts, checkpoint, distributed, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
@@ -47,14 +47,21 @@ def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
         arm, seed = rest
         return detection.run(folder, context, arm, int(seed.removeprefix("seed")))
     stages: dict[str, Callable[[pathlib.Path, Context], Ledger]] = {
-        "prepare": _prepare,
+        "prepare": functools.partial(_by_the_first, _prepare),
         "generator": _generator,
         "extractor": _extractor,
         "synthesize": synthesis.run,
         "mixing": policy_learning.run,
-        "report": reporting.report,
+        "report": functools.partial(_by_the_first, reporting.report),
     }
     return stages[name](folder, context)
+
+
+def _by_the_first(
+    stage: Callable[[pathlib.Path, Context], Ledger], folder: pathlib.Path, context: Context
+) -> Ledger:
+    """A stage that is a host's work: of several processes the first runs it, on its devices."""
+    return distributed.on_first(lambda: stage(folder, context.by_itself())) or Ledger()
 
 
 def _prepare(folder: pathlib.Path, context: Context) -> Ledger:

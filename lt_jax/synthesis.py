@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ from lt_jax.data import augment
 from lt_jax.data.pool import PoolInfo, PoolReader, PoolWriter
 from lt_jax.diffusion import denoising_error, program, requests, synthesize, trained
 from lt_jax.evaluate.images import fidelity
-from lt_jax.runtime import faults, files, keys, mesh
+from lt_jax.runtime import files, keys, mesh, spmd
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import say
 from lt_jax.selection import audit, diversity, memorization, ood, select
@@ -36,17 +35,13 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     preparation = Ledger()
     clock = Clock(preparation)
     real = {split: context.evidence(split) for split in ("train", "policy_val", "val")}
-    whole = mesh.replicated(context.mesh)
-    unet = jax.device_put(
-        trained.load(context.folder("generator"), context.generator, config.ema_length), whole
-    )
-    extractor = jax.device_put(
-        context.classifier_params("extractor", context.config.extractor.model), whole
-    )
+    whole = functools.partial(mesh.replicate, mesh=context.mesh)
+    unet = whole(trained.load(context.folder("generator"), context.generator, config.ema_length))
+    extractor = whole(context.classifier_params("extractor", context.config.extractor.model))
     gates = _gates(context, real, unet)
     wanted = synthesize.wanted_counts(config, context.data[0].counts("train"))
     with PoolWriter(folder, _info(context, gates)) as writer:
-        gates = jax.device_put(_with_limits(gates, writer.info), whole)
+        gates = whole(_with_limits(gates, writer.info))
         source, flops = _source(context, unet, extractor, gates)
         clock.read()
         costs = synthesize.synthesize(
@@ -75,10 +70,15 @@ def _source(
     asked = requests.Requests(config, context.generator, context.annotations, manifest, images)
     networks = program.Networks(context.generator, context.config.extractor.model, asked.present)
     stream = keys.stream(keys.root(config.seed), "synthesize")
-    key = jax.device_put(stream, mesh.replicated(context.mesh))
+    key = mesh.replicate(stream, context.mesh)
     compiled = program.make_program(config, networks, context.mesh)
+
+    def judged(*candidates: Any) -> program.Judged:
+        own = jax.tree.map(lambda rows: mesh.own(rows, context.mesh), candidates)
+        return compiled(unet, extractor, gates, key, *mesh.put(own, context.mesh))
+
     source = synthesize.Source(
-        program=functools.partial(compiled, unet, extractor, gates, key),
+        program=judged,
         requests=asked,
         num_classes=len(manifest.classes),
         batch_size=config.batch_size,
@@ -149,23 +149,19 @@ def _gates(context: Context, real: dict[str, Evidence | None], unet: Params) -> 
 
 
 def _with_errors(
-    context: Context, measure: Callable[..., Any], unet: Params, split: str, held: Evidence | None
+    context: Context, measure: spmd.Program, unet: Params, split: str, held: Evidence | None
 ) -> Evidence | None:
     """The same images with the generator's denoising errors of them."""
     if held is None:
         return None
     manifest, images = context.data
-    config = context.config.synthesize
-    rows = manifest.rows(split)
-    found = []
-    for start in range(0, len(rows), config.batch_size):
-        faults.check("the fit of the gates")
-        chunk = mesh.pad(rows[start : start + config.batch_size], config.batch_size)
-        found.append(measure(unet, images[chunk], manifest.labels[chunk], chunk.astype(np.int32)))
-    return dataclasses.replace(held, errors=np.concatenate(jax.device_get(found))[: len(rows)])
+    read = lambda own: (images[own], manifest.labels[own], own.astype(np.int32))
+    size = context.config.synthesize.batch_size
+    found = spmd.over_rows(measure, unet, manifest.rows(split), size, read)
+    return dataclasses.replace(held, errors=np.concatenate([*found]))
 
 
-def _error_program(context: Context) -> Callable[..., Any]:
+def _error_program(context: Context) -> spmd.Program:
     config = context.config.synthesize
     key = keys.stream(keys.root(config.seed), "denoising_error")
 
@@ -181,8 +177,7 @@ def _error_program(context: Context) -> Callable[..., Any]:
             config.selection.noise_times,
         )
 
-    whole, split = mesh.replicated(context.mesh), mesh.batched(context.mesh)
-    return jax.jit(measure, in_shardings=(whole, split, split, split), out_shardings=split)
+    return spmd.jit_rows(measure, context.mesh)
 
 
 def bank_of(context: Context) -> memorization.Bank:
@@ -259,7 +254,7 @@ def _audit(
     """How near all candidates and val images come to single train images: `audit.json`."""
     if gates.bank is None:
         return
-    manifest, bank = context.data[0], jax.device_get(gates.bank)
+    manifest, bank = context.data[0], mesh.fetch(gates.bank)
     rows = np.unique(np.concatenate([*audit.closest(pool.columns).values()]))
     rows = pool.with_image(rows)
     features = context.features(extractor, pool, rows)

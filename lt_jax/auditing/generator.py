@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from lt_jax.context import Context
@@ -36,7 +35,7 @@ def membership(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], 
     )
     found = losses_lib.measure(
         program,
-        jax.device_put(params, mesh.replicated(context.mesh)),
+        mesh.replicate(params, context.mesh),
         images,
         manifest.labels[rows],
         rows,

@@ -3,7 +3,6 @@
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from lt_jax.auditing.pool import accepted, open_pool
@@ -11,7 +10,7 @@ from lt_jax.context import Context
 from lt_jax.data.images import Images
 from lt_jax.evaluate.images import fidelity
 from lt_jax.models import inception, inception_weights, module
-from lt_jax.runtime import faults, mesh
+from lt_jax.runtime import mesh, spmd
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.shapes import Features, Float, ImagesU8, Int, Params
@@ -59,22 +58,19 @@ class _forward:
     """Features [n 2048] of images of a store, by row, in batches split over the devices."""
 
     def __init__(self, context: Context, params: Params):
-        self._mesh, self._size = context.mesh, context.config.audit.batch_size
-        whole, split = mesh.replicated(self._mesh), mesh.batched(self._mesh)
-        self._params = jax.device_put(params, whole)
+        self._size = context.config.audit.batch_size
+        self._params = mesh.replicate(params, context.mesh)
 
         def forward(params: Params, images: ImagesU8) -> Features:
             return module.apply(inception.InceptionV3(), params, inception.prepared(images))
 
-        self._program = jax.jit(forward, in_shardings=(whole, split), out_shardings=split)
+        self._program = spmd.jit_rows(forward, context.mesh)
 
     def __call__(self, images: Images, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "n d"]:
         found = []
         with Progress("audit inception", len(rows), "image") as bar:
-            for start in range(0, len(rows), self._size):
-                faults.check("audit inception")
-                chunk = rows[start : start + self._size]
-                batch = images[mesh.pad(chunk, self._size)]
-                found.append(jax.device_get(self._program(self._params, batch))[: len(chunk)])
-                bar.update(start + len(chunk))
+            read = lambda own: (images[own],)
+            for part in spmd.over_rows(self._program, self._params, rows, self._size, read):
+                found.append(part)
+                bar.update(sum(map(len, found)))
         return np.concatenate(found)

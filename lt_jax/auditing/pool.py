@@ -152,9 +152,8 @@ def _features(
     context: Context, pool: PoolReader, rows: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n d"]:
     """The extractor's features of images of the pool."""
-    params = jax.device_put(
-        context.classifier_params("extractor", context.config.extractor.model),
-        mesh.replicated(context.mesh),
+    params = mesh.replicate(
+        context.classifier_params("extractor", context.config.extractor.model), context.mesh
     )
     return context.features(params, pool, rows)
 

@@ -46,7 +46,7 @@ from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, loop, mesh, train_state
+from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Params, PRNGKey
 
@@ -155,14 +155,8 @@ def make_step(config: ExtractorConfig, num_classes: int, device_mesh: Mesh) -> l
 
         return train_state.update(state, optimizer, loss_fn)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        step,
-        # The loss compares all views of the global batch: XLA gathers their projections.
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    # The loss compares all views of the global batch: XLA gathers their projections.
+    return spmd.jit_step(step, device_mesh)
 
 
 def make_stream(
@@ -217,24 +211,18 @@ def learn(
     """
     mesh.check_batch(config.batch_size, device_mesh, "config.extractor.batch_size")
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    params = init(config, len(rows), image_shape)
-    state = jax.device_put(
-        train_state.create(params, optimizer, ema=False), mesh.replicated(device_mesh)
-    )
-    with loop.Loop(
+    state, costs = training.train(
         make_step(dataclasses.replace(config, seed=0), len(rows), device_mesh),
+        train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
         make_stream(config, images, rows, runtime.loader_workers),
         keys.stream(keys.root(config.seed), "train"),
-        steps=config.steps,
+        ends=[config.steps],
         folder=folder,
         device_mesh=device_mesh,
         runtime=runtime,
         tags=tags,
-    ) as training:
-        state, start = training.restore(state)
-        state = training.run(state, start, config.steps)
-        training.save(state, config.steps)
-    costs = dataclasses.replace(training.ledger, images=2 * training.ledger.images)
+    )
+    costs = dataclasses.replace(costs, images=2 * costs.images)
     return state.params["network"], costs
 
 

@@ -31,7 +31,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -42,9 +41,10 @@ from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
 from lt_jax.mixing.controllers import Mixture
 from lt_jax.models import classifier, module
-from lt_jax.runtime import files, keys, loop, mesh, train_state
+from lt_jax.runtime import files, keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime import metrics as metric_lines
 from lt_jax.runtime.ledger import Clock, Ledger
+from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Features, Float, Int, Logits, Params, PRNGKey
 
 Head = Mapping[str, Array | np.ndarray]  # "kernel" [d k] and "bias" [k], or "scale" [k]
@@ -110,38 +110,41 @@ def finish(
     if second.kind == "tau_norm":
         return _normalised(recipe, data, params, folder=folder, device_mesh=device_mesh)
     classes = len(data.train_rows)
-    steps = second.steps
-    whole = mesh.replicated(device_mesh)
-    fresh = start_of(second.kind, params["head"])  # type: ignore[index]
-    optimizer = _optimizer(recipe, second)
-    state = jax.device_put(train_state.create(fresh, optimizer, ema=False), whole)
+    head = mesh.fetch(params["head"])  # type: ignore[index]
     stream = train.make_stream(recipe, data, runtime)
     step = make_step(dataclasses.replace(recipe, seed=0), second, classes, device_mesh)
-    frozen = jax.device_put(params, whole)
     own = folder / FOLDER
     own.mkdir(exist_ok=True)
-    with loop.Loop(
+
+    def before(number: int) -> Params:
+        del number
+        stream.set_mixture(np.full(classes, 1 / classes), mixture.share)
+        return params
+
+    def whole_network(state: train_state.TrainState) -> dict[str, Any]:
+        learned = attach(second.kind, {"head": head}, mesh.fetch(state.params))
+        return {**params, **learned}  # type: ignore[dict-item]
+
+    def after(until: int, state: train_state.TrainState, writer: MetricWriter) -> None:
+        if len(data.val_rows):
+            forward = predict.make_forward(recipe.model, classes, device_mesh)
+            found = whole_network(state)
+            writer.write(until, train.validate(forward, found, data, recipe.batch_size))
+
+    state, costs = training.train(
         step,
+        train_state.create(start_of(second.kind, head), _optimizer(recipe, second), ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "second_stage"),
-        steps=steps,
+        ends=[second.steps],
         folder=own,
         device_mesh=device_mesh,
         runtime=runtime,
         tags={**tags, "second_stage": second.kind},
-    ) as training:
-        state, start = training.restore(state)
-        stream.set_mixture(np.full(classes, 1 / classes), mixture.share)
-        if start < steps:
-            state = training.run(state, start, steps, frozen)
-        found = attach(second.kind, params, jax.device_get(state.params))
-        if start < steps:
-            if len(data.val_rows):
-                forward = predict.make_forward(recipe.model, classes, device_mesh)
-                values = train.validate(forward, found, data, recipe.batch_size)
-                training.metrics.write(steps, values)
-            training.save(state, steps)
-    return found, training.ledger
+        before=before,
+        after=after,
+    )
+    return whole_network(state), costs
 
 
 def curves(folder: pathlib.Path, steps: int) -> list[dict[str, Any]]:
@@ -201,13 +204,7 @@ def make_step(
 
         return train_state.update(state, optimizer, loss_fn)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    return spmd.jit_step(step, device_mesh)
 
 
 def normalised(head: Head, tau: float) -> dict[str, Float[np.ndarray, "..."]]:
@@ -254,7 +251,7 @@ def _normalised(
     clock = Clock(costs)
     forward = predict.make_forward(recipe.model, len(data.train_rows), device_mesh)
     _, features = predict.predict(forward, params, data.real, data.val_rows, recipe.batch_size)
-    head = jax.device_get(params["head"])  # type: ignore[index]
+    head = mesh.fetch(params["head"])  # type: ignore[index]
     tau, found = choose_tau(features, data.val_labels, head)
     choice = {"tau": tau, "taus": TAUS, "val_balanced_accuracy": found, "n": len(data.val_rows)}
     files.write_atomically(folder / CHOICE, json.dumps(choice), "the choice of tau")

@@ -10,7 +10,6 @@ import functools
 import pathlib
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -24,10 +23,11 @@ from lt_jax.data.batch_mixing import BatchMixing
 from lt_jax.data.randaugment import RandAugment
 from lt_jax.data.stream import MixedStream
 from lt_jax.evaluate import metrics
-from lt_jax.mixing.controllers import Controller, following
+from lt_jax.mixing.controllers import Controller, Feedback, following
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, loop, mesh, train_state
+from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime.ledger import Ledger
+from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Float, Params, PRNGKey
 
 
@@ -85,13 +85,7 @@ def make_step(recipe: Recipe, num_classes: int, device_mesh: Mesh) -> loop.Step:
 
         return train_state.update(state, optimizer, loss_fn)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    return spmd.jit_step(step, device_mesh)
 
 
 def init(recipe: Recipe, num_classes: int, image_shape: tuple[int, int, int]) -> Params:
@@ -148,50 +142,49 @@ def train(
     if controller.learns:
         history_lib.check(data, recipe.rounds, recipe.steps)
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
-    state = jax.device_put(
-        train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
-        mesh.replicated(device_mesh),
-    )
     stream = make_stream(recipe, data, runtime)
     # Everything but the seed: seeds share one compiled step.
     step = make_step(dataclasses.replace(recipe, seed=0), classes, device_mesh)
     forward = predict.make_forward(recipe.model, classes, device_mesh)
     look = functools.partial(history_lib.measure, forward, data=data, batch_size=recipe.batch_size)
     edges = np.linspace(0, recipe.steps, recipe.rounds + 1).round().astype(int).tolist()
-    with loop.Loop(
+    history: list[Feedback] = []
+
+    def resumed(state: train_state.TrainState, start: int) -> None:
+        held = history_lib.held(folder, controller, data, recipe.rounds)
+        if controller.learns:
+            again = functools.partial(look, params=state.params)
+            held = history_lib.resumed(held, edges, start, again, folder)
+        history.extend(held)
+
+    def before(number: int) -> np.ndarray:
+        mixture = following(controller, history[:number])
+        stream.set_mixture(mixture.class_weight, mixture.share)
+        counts = effective_counts(data.counts, mixture.class_weight, mixture.share)
+        return counts.astype(np.float32)
+
+    def after(until: int, state: train_state.TrainState, writer: MetricWriter) -> None:
+        if len(data.val_rows):
+            writer.write(until, validate(forward, state.params, data, recipe.batch_size))
+        if controller.learns:
+            history.append(look(params=state.params))
+            history_lib.keep(folder, history)
+
+    state, costs = training.train(
         step,
+        train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "train"),
-        steps=recipe.steps,
+        ends=edges[1:],
         folder=folder,
         device_mesh=device_mesh,
         runtime=runtime,
         tags=tags,
-    ) as training:
-        state, start = training.restore(state)
-        history = history_lib.held(folder, controller, data, recipe.rounds)
-        if controller.learns:
-            params = state.params
-            history = history_lib.resumed(
-                history, edges, start, lambda: look(params=params), folder
-            )
-        for r, until in enumerate(edges[1:]):
-            if start >= until:
-                continue
-            mixture = following(controller, history[:r])
-            stream.set_mixture(mixture.class_weight, mixture.share)
-            counts = effective_counts(data.counts, mixture.class_weight, mixture.share)
-            context = jax.device_put(counts.astype(np.float32), mesh.replicated(device_mesh))
-            state = training.run(state, start, until, context)
-            if len(data.val_rows):
-                values = validate(forward, state.params, data, recipe.batch_size)
-                training.metrics.write(until, values)
-            if controller.learns:
-                history.append(look(params=state.params))
-                history_lib.keep(folder, history)
-            training.save(state, until)
-            start = until
-    return state.params, training.ledger
+        resumed=resumed,
+        before=before,
+        after=after,
+    )
+    return state.params, costs
 
 
 def make_stream(recipe: Recipe, data: TrainData, runtime: RuntimeConfig) -> MixedStream:

@@ -61,6 +61,8 @@ class RuntimeConfig:
     checkpoint_every: int = bounded(200, 1)
     compilation_cache: str = ""  # folder; empty: `.jax_cache` in the workdir
     loader_workers: int = bounded(0, 0, 256)  # grain worker processes; 0: threads
+    fsdp: int = bounded(1, 1)  # devices over which parameters and optimiser state are split
+    host_timeout: int = bounded(100, 10, 3600)  # seconds until a silent process counts as lost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

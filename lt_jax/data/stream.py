@@ -1,7 +1,7 @@
 """The loader: batches of real and synthetic images, mixed by per-class ratios that may change.
 
 What batch i holds is a pure function of a small plan (`data.plan`), never of how the loader came
-there. One grain element is one global batch.
+there. One grain element is one global batch, or a process's part of it.
 """
 
 import dataclasses
@@ -31,12 +31,13 @@ class _Assemble:
         self, plan: Plan, columns: Mapping[str, tuple[Any, Any]], rows: Sequence[np.ndarray]
     ):
         self.plan, self._columns = plan, dict(columns)
+        self.part, self.parts = 0, 1
         self._rows = np.concatenate(rows).astype(np.int64)
         self._offsets = np.cumsum([0, *(len(row) for row in rows)])
         self._classes = len(rows) // 2
 
     def __call__(self, batch: int) -> dict[str, np.ndarray]:
-        cells, positions = self.plan.draws(int(batch))
+        cells, positions = (self._own(drawn) for drawn in self.plan.draws(int(batch)))
         synthetic = cells >= self._classes
         index = self.indices(cells, positions)
         return {
@@ -44,6 +45,10 @@ class _Assemble:
             "synthetic": synthetic,
             **{name: _read(*pair, index, synthetic) for name, pair in self._columns.items()},
         }
+
+    def _own(self, drawn: np.ndarray) -> np.ndarray:
+        size = len(drawn) // self.parts
+        return drawn[self.part * size : (self.part + 1) * size]
 
     def indices(self, cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._rows[self._offsets[cells] + positions]
@@ -144,6 +149,15 @@ class MixedStream:
         plan = self.plan.extended(self._next, class_weight, share)
         if plan is not self.plan:
             self._assemble.plan = plan
+            self.close()
+
+    def restrict(self, part: int, parts: int) -> None:
+        """From the next batch on, gives and decodes the `part`-th of `parts` equal parts of each.
+
+        Batches stay what they are: the parts of a batch, in order, are the batch.
+        """
+        if (part, parts) != (self._assemble.part, self._assemble.parts):
+            self._assemble.part, self._assemble.parts = part, parts
             self.close()
 
     def seek(self, step: int, state: Mapping[str, Any] | None) -> None:

@@ -1,7 +1,6 @@
 """Detections of a detector over an image store, in batches of one shape."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,10 +12,10 @@ from lt_jax.data.images import Images
 from lt_jax.detect import decode
 from lt_jax.detect.decode import Detections
 from lt_jax.models import detector, module
-from lt_jax.runtime import faults, mesh
+from lt_jax.runtime import spmd
 from lt_jax.shapes import ImagesU8, Params
 
-Forward = Callable[[Params, ImagesU8], Detections]
+Forward = spmd.Program  # (params, images) -> Detections
 
 
 @functools.cache
@@ -30,23 +29,12 @@ def make_forward(
         outputs = module.apply(network, params, augment.normalize(images), train=False)
         return decode.decode(outputs, network.grid, config)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(forward, in_shardings=(whole, split), out_shardings=split)
+    return spmd.jit_rows(forward, device_mesh)
 
 
 def predict(
     forward: Forward, params: Params, images: Images, rows: np.ndarray, batch_size: int
 ) -> Detections:
     """The detections of `images[rows]`, n > 0, on host: boxes [n d 4], scores [n d], labels."""
-    found = []
-    for start in range(0, len(rows), batch_size):
-        faults.check("a prediction")
-        chunk = rows[start : start + batch_size]
-        # Padded, so that every batch has the one shape that is compiled.
-        result = jax.device_get(forward(params, images[mesh.pad(chunk, batch_size)]))
-        found.append(_first(result, len(chunk)))
+    found = spmd.over_rows(forward, params, rows, batch_size, lambda own: (images[own],))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-
-
-def _first(found: Detections, count: int) -> Detections:
-    return jax.tree.map(lambda leaf: leaf[:count], found)

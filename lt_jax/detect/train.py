@@ -10,7 +10,6 @@ import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -30,8 +29,9 @@ from lt_jax.data.stream import MixedStream
 from lt_jax.detect import losses, predict, targets
 from lt_jax.detect.decode import Detections
 from lt_jax.models import detector, module
-from lt_jax.runtime import keys, loop, mesh, train_state
+from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime.ledger import Ledger
+from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Params, PRNGKey
 
 Look = Callable[[Detections], dict[str, float]]
@@ -136,13 +136,7 @@ def make_step(recipe: Recipe, size: int, device_mesh: Mesh) -> loop.Step:
 
         return train_state.update(state, optimizer, loss_fn)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, split, whole, whole),
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    return spmd.jit_step(step, device_mesh)
 
 
 def init(recipe: Recipe, image_shape: tuple[int, int, int]) -> Params:
@@ -169,41 +163,39 @@ def train(
     """
     mesh.check_batch(recipe.batch_size, device_mesh, "config.detect.batch_size")
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
-    state = jax.device_put(
-        train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
-        mesh.replicated(device_mesh),
-    )
     # Everything but the seed: seeds share one compiled step.
     alike = dataclasses.replace(recipe, seed=0)
     size = data.image_shape[0]
     forward = forward_of(recipe, size, device_mesh)
     stream = _stream(recipe, data, runtime)
-    looks = min(recipe.looks, recipe.steps)
-    edges = np.linspace(0, recipe.steps, looks + 1).round().astype(int).tolist()
-    with loop.Loop(
+    edges = np.linspace(0, recipe.steps, min(recipe.looks, recipe.steps) + 1).round().astype(int)
+
+    def before(number: int) -> tuple[()]:
+        del number
+        stream.set_mixture(data.class_weight, data.share)
+        return ()
+
+    def after(until: int, state: train_state.TrainState, metrics: MetricWriter) -> None:
+        if data.look is not None and len(data.val_rows):
+            found = predict.predict(
+                forward, state.params, data.val_images, data.val_rows, recipe.batch_size
+            )
+            metrics.write(until, data.look(found))
+
+    state, costs = training.train(
         make_step(alike, size, device_mesh),
+        train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "train"),
-        steps=recipe.steps,
+        ends=edges[1:].tolist(),
         folder=folder,
         device_mesh=device_mesh,
         runtime=runtime,
         tags=tags,
-    ) as training:
-        state, start = training.restore(state)
-        stream.set_mixture(data.class_weight, data.share)
-        for until in edges[1:]:
-            if start >= until:
-                continue
-            state = training.run(state, start, until)
-            if data.look is not None and len(data.val_rows):
-                found = predict.predict(
-                    forward, state.params, data.val_images, data.val_rows, recipe.batch_size
-                )
-                training.metrics.write(until, data.look(found))
-            training.save(state, until)
-            start = until
-    return state.params, training.ledger
+        before=before,
+        after=after,
+    )
+    return state.params, costs
 
 
 def _stream(recipe: Recipe, data: TrainData, runtime: RuntimeConfig) -> MixedStream:

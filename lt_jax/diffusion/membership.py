@@ -32,14 +32,12 @@ from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.diffusion import denoising_error
 from lt_jax.diffusion.generator import Generator
-from lt_jax.runtime import arrays, faults, files, keys, ledger, mesh
+from lt_jax.runtime import arrays, faults, files, keys, ledger, mesh, spmd
 from lt_jax.runtime.progress import Progress
 from lt_jax.shapes import Array, Float, ImagesU8, Int, Labels, Params
 
 SAVE_EVERY = 32  # batches
 
-# (params, images [b h w c], labels [b], rows [b]) -> losses [b l]
-Program = Callable[[Params, ImagesU8, Any, Any], Float[Array, "b l"]]
 # (images in [-1, 1], labels, keys of each image) -> errors [b l], of one draw
 Errors = Callable[[Array, Array, Key[Array, "b"]], Array]
 
@@ -63,8 +61,9 @@ def averaged(
 @functools.cache
 def make_program(
     generator: Generator, times: tuple[float, ...], draws: int, seed: int, device_mesh: Mesh
-) -> Program:
-    """The jitted equation (1), images split over the devices, forward only.
+) -> spmd.Program:
+    """The jitted equation (1), images split over the devices, forward only: from parameters,
+    images [b h w c], labels [b] and rows [b] to losses [b l].
 
     Args:
       generator: that is attacked.
@@ -84,8 +83,7 @@ def make_program(
         mine = keys.per_example(key, rows)
         return averaged(of_network, augment.normalize(images), labels, mine, draws)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(losses, in_shardings=(whole, split, split, split), out_shardings=split)
+    return spmd.jit_rows(losses, device_mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Losses:
 
 
 def measure(
-    program: Program,
+    program: spmd.Program,
     params: Params,
     images: Images,
     labels: Int[np.ndarray, "n"],
@@ -127,17 +125,21 @@ def measure(
     found = [arrays.load_one(path)] if path.exists() else []
     done = sum(map(len, found))
     with Progress("audit membership", len(rows), "image", done) as bar:
-        for number, start in enumerate(range(done, len(rows), batch_size), 1):
-            chunk = slice(start, start + batch_size)
-            at = mesh.pad(rows[chunk], batch_size)
-            told = mesh.pad(labels[chunk], batch_size).astype(np.int32)
-            arguments = (params, images[at], told, at.astype(np.int32))
-            if not costs.flops:
-                # XLA counts the body of a loop once: the loops here make `passes` of it.
-                each = ledger.flops(program, *arguments) / batch_size
-                costs.flops = each * passes * len(rows)
-            found.append(jax.device_get(program(*arguments))[: len(rows[chunk])])
-            done = min(start + batch_size, len(rows))
+
+        def read(own: Int[np.ndarray, "b"]) -> tuple[Any, ...]:
+            at = rows[own].astype(np.int32)
+            return images[at], labels[own].astype(np.int32), at
+
+        if done < len(rows):
+            # XLA counts the body of a loop once: the loops here make `passes` of it.
+            one = mesh.put(read(np.arange(batch_size) % len(rows)), program.mesh)
+            each = ledger.flops(program, params, *one) / batch_size
+            costs.flops = each * passes * len(rows)
+        left = np.arange(done, len(rows))
+        measured = spmd.over_rows(program, params, left, batch_size, read)
+        for number, losses in enumerate(measured, 1):
+            found.append(losses)
+            done += len(losses)
             bar.update(done)
             if number % SAVE_EVERY == 0 or done == len(rows) or faults.stopping():
                 _keep(path, np.concatenate(found))

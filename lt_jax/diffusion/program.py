@@ -16,7 +16,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from lt_jax.config import ClassifierConfig, SynthesizeConfig
 from lt_jax.data import augment
@@ -76,8 +76,7 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
     """
     num_classes = networks.generator.vocabulary.num_classes
     extractor = classifier.make(networks.extractor, num_classes)
-    part = PartitionSpec("data")
-    front = jax.shard_map(_front, mesh=device_mesh, in_specs=(part, part), out_specs=part)
+    front = jax.shard_map(_front, mesh=device_mesh, in_specs=mesh.ROWS, out_specs=mesh.ROWS)
 
     def program(
         unet_params: Params,
@@ -124,7 +123,7 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
 class Cut:
     """A batch of which what leaves is on its way: see `cut`."""
 
-    parts: tuple[Array, ...]
+    parts: tuple[Array | np.ndarray, ...]
     rows: tuple[np.ndarray, ...]
     verdict: select.Verdict
     shape: tuple[int, ...]
@@ -147,18 +146,29 @@ def cut(judged: Judged) -> Cut:
     twice as many images leave as are accepted: sizes are powers of two, so that few programs are
     compiled.
     """
-    verdict, leaving = jax.device_get((judged.verdict, judged.leaving))
+    verdict, leaving = mesh.fetch((judged.verdict, judged.leaving))
     parts, rows = [], []
-    # Their indices are slices, which do not compare.
-    for shard in sorted(judged.images.addressable_shards, key=lambda s: s.index[0].start or 0):
-        held = np.arange(len(leaving))[shard.index[0]]
+    for held, images in _device_parts(judged.images):
         kept = held[leaving[held]]
         if len(kept):
-            part = shard.data[: min(1 << (len(kept) - 1).bit_length(), len(held))]
-            part.copy_to_host_async()
+            part = images[: min(1 << (len(kept) - 1).bit_length(), len(held))]
+            if isinstance(part, jax.Array):
+                part.copy_to_host_async()
             parts.append(part)
             rows.append(kept)
     return Cut(tuple(parts), tuple(rows), verdict, judged.images.shape[1:])
+
+
+def _device_parts(images: Array) -> list[tuple[np.ndarray, Any]]:
+    """Rows of the batch and images of each device, in order; those of other processes on host."""
+    every = np.arange(len(images))
+    if images.is_fully_addressable:
+        found = [(every[shard.index[0]], shard.data) for shard in images.addressable_shards]
+    else:
+        whole = mesh.fetch(images)
+        places = images.sharding.devices_indices_map(images.shape).values()
+        found = [(every[place[0]], whole[place[0]]) for place in places]
+    return sorted(found, key=lambda part: part[0][0])
 
 
 def _front(images: UInt8[Array, "b h w c"], leaving: Bool[Array, "b"]) -> UInt8[Array, "b h w c"]:

@@ -22,8 +22,9 @@ from lt_jax.diffusion import balance, examples, sketch, trained
 from lt_jax.diffusion.generator import Generator
 from lt_jax.mixing import controllers
 from lt_jax.models import lora, module
-from lt_jax.runtime import ema, keys, loop, mesh, train_state
+from lt_jax.runtime import ema, keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime.ledger import Ledger
+from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Float, Params, PRNGKey
 
 
@@ -111,13 +112,7 @@ def make_step(generator: Generator, counts: tuple[int, ...], device_mesh: Mesh) 
 
         return train_state.update(state, optimizer, loss_fn, rule)
 
-    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        step,
-        in_shardings=(whole, split, whole, whole),  # data parallel: gradients are all-reduced
-        out_shardings=(whole, whole),
-        donate_argnums=0,
-    )
+    return spmd.jit_step(step, device_mesh)
 
 
 def train(
@@ -150,15 +145,13 @@ def train(
     frozen, trainable = adapter.init(_key(config, "adapt"), base, fresh) if adapter else ((), fresh)
     rule = ema_rule(config)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    whole = mesh.replicated(device_mesh)
     if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
         average = rule.init(trainable)
         for step in trained.snapshot_steps(config):
             _keep(folder, config, frozen, average, step)
         _finish(folder, config, frozen, average)
         return Ledger()
-    state = jax.device_put(train_state.create(trainable, optimizer, rule), whole)
-    frozen = jax.device_put(frozen, whole)
+    frozen = mesh.place(frozen, mesh.shardings(frozen, device_mesh))
     read = examples.needed(columns or {}, generator)
     stream = MixedStream(
         images,
@@ -168,29 +161,33 @@ def train(
         columns={name: (held, None) for name, held in read.items()},
         workers=runtime.loader_workers,
     )
-    with loop.Loop(
+    supply = controllers.real_only(np.array(counts), config.sampler, config.temperature)
+    mixture = supply.mixture(())
+
+    def before(number: int) -> Any:
+        del number
+        stream.set_mixture(mixture.class_weight, mixture.share)
+        return frozen
+
+    def after(until: int, state: train_state.TrainState, metrics: MetricWriter) -> None:
+        del metrics
+        _keep(folder, config, frozen, state.ema, until)
+
+    state, costs = training.train(
         make_step(generator, counts, device_mesh),
+        train_state.create(trainable, optimizer, rule),
         stream,
         _key(config, "train"),
-        steps=config.steps,
+        ends=trained.snapshot_steps(config),
         folder=folder,
         device_mesh=device_mesh,
         runtime=runtime,
         tags={"stage": "generator"},
-    ) as training:
-        state, start = training.restore(state)
-        supply = controllers.real_only(np.array(counts), config.sampler, config.temperature)
-        mixture = supply.mixture(())
-        stream.set_mixture(mixture.class_weight, mixture.share)
-        for until in trained.snapshot_steps(config):
-            if start >= until:
-                continue
-            state = training.run(state, start, until, frozen)
-            _keep(folder, config, frozen, state.ema, until)
-            training.save(state, until)
-            start = until
+        before=before,
+        after=after,
+    )
     _finish(folder, config, frozen, state.ema)
-    return training.ledger
+    return costs
 
 
 def _keep(
@@ -206,7 +203,7 @@ def _finish(folder: pathlib.Path, config: GeneratorConfig, frozen: Any, average:
     trained.save(folder, _merged(config, frozen, average))
     if adapter := _adapter(config):
         first = average[0] if isinstance(average, tuple) else average
-        lora.save(folder / "adapter", adapter, frozen, jax.device_get(first))
+        lora.save(folder / "adapter", adapter, frozen, mesh.fetch(first))
 
 
 def _adapter(config: GeneratorConfig) -> lora.Adapter | None:

@@ -1,5 +1,6 @@
 """Once a policy is learned: its schedule, what it reads, and how all rules do on fresh episodes."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from lt_jax.mixing import networks, population, rollout, search
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.learn import Learner
 from lt_jax.mixing.networks import Policy
-from lt_jax.runtime import faults, keys
+from lt_jax.runtime import faults, keys, mesh
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 COMPARED = 32  # episodes of each rule
@@ -30,8 +31,9 @@ def searched_schedule(learner: Learner, key: PRNGKey) -> Parts:
     """The best of as many random schedules as the policy had trainings."""
     env, config = learner.environment, learner.config
     trainings, together = config.updates * config.episodes, learner.together or search.CHUNK
-    found = jax.jit(lambda key: search.random_search(env, key, trainings, together)[0])(key)
-    return np.asarray(found).reshape(env.rounds, env.num_agents, len(env.num_actions))
+    at = learner.device_mesh
+    found = jax.jit(lambda key: search.random_search(env, key, trainings, together, at)[0])(key)
+    return mesh.fetch(found).reshape(env.rounds, env.num_agents, len(env.num_actions))
 
 
 def fixed_schedules(env: Environment, mixing: MixingConfig) -> dict[str, Parts]:
@@ -54,7 +56,7 @@ def returns(
 
     def team(episode: Callable[[PRNGKey], rollout.Episodes]) -> Float[Array, "n"]:
         total = lambda at: episode(at).team.sum()
-        return population.over(total, episodes, learner.together)
+        return population.over(total, episodes, learner.together, learner.device_mesh)
 
     @jax.jit
     def replayed(actions: Int[Array, "r k *heads"]) -> Float[Array, "n"]:
@@ -63,7 +65,8 @@ def returns(
     found = {"policy": jax.jit(lambda: team(_greedy(learner, policy)))()}
     for name, parts in schedules.items():
         faults.check("a comparison of schedules")
-        found[name] = replayed(jnp.asarray(parts if env.num_actions[1:] else parts[..., 0]))
+        found[name] = replayed(parts if env.num_actions[1:] else parts[..., 0])
+    found = mesh.fetch(found)
     return {
         name: {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "n": COMPARED}
         for name, values in found.items()
@@ -77,6 +80,7 @@ def importance(learner: Learner, policy: Policy, key: PRNGKey) -> list[float]:
     KL(pi(. | o) || pi(. | o')), where o' has one feature from another time, episode and class.
     """
     actor = learner.modules.actor
+    learner = dataclasses.replace(learner, device_mesh=None)  # what follows is not split
     seen = learner.episodes(policy, keys.stream(key, "episodes")).observation[:-1]
     before = networks.logits(actor, policy, seen)
 

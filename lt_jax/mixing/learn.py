@@ -26,6 +26,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import PolicyConfig
@@ -96,6 +97,7 @@ class Learner:
       environment: its rewards are the team's, or each agent's own with `class_values`.
       class_values: let the critic give one value a class, as difference rewards need.
       together: episodes in one vmap; 0 is all of them (`population`).
+      device_mesh: over which the episodes of an update are split, where they divide.
 
     Raises ConfigError where there are more minibatches than steps to share out.
     """
@@ -104,6 +106,7 @@ class Learner:
     environment: Environment
     class_values: bool = False
     together: int = 0
+    device_mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
         """Refuses what cannot be cut in minibatches."""
@@ -187,7 +190,7 @@ class Learner:
             return play(self.environment, choose, key)
 
         turns = jax.random.split(keys.stream(key, "episodes"), self.config.episodes)
-        played = population.over(one, turns, self.together)
+        played = population.over(one, turns, self.together, self.device_mesh)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), played)
 
     def _learn_reinforce(

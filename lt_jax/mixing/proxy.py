@@ -14,12 +14,14 @@ with that class's share at zero and the same numbers drawn: K extra rounds. Eith
 `together` of which are trained at once (`population`).
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import MixingConfig
@@ -30,7 +32,7 @@ from lt_jax.mixing.environment import Step, heads
 from lt_jax.mixing.mixture import EXPONENTS
 from lt_jax.mixing.observations import Track
 from lt_jax.mixing.proxy_data import ProxyData, ProxyError
-from lt_jax.runtime import keys
+from lt_jax.runtime import keys, mesh
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 HEAD = Head()
@@ -253,6 +255,7 @@ def make(
     together: int = 0,
     reference_runs: int = 8,
     seed: int = 0,
+    device_mesh: Mesh | None = None,
 ) -> ProxyEnv:
     """The environment, its reference measured by `reference_runs` real-only trainings.
 
@@ -260,6 +263,7 @@ def make(
       data, config, classifier, sampler, horizon, together: as of ProxyEnv.
       reference_runs: at least 1; classifier trainings, to be counted as such.
       seed: of these trainings.
+      device_mesh: over which they are split, where they divide.
 
     Raises:
       ConfigError: no level is zero, a name or number is none of those taken, or a network does
@@ -283,11 +287,14 @@ def make(
     nothing = jnp.zeros((config.rounds + 1, data.sizes.shape[-1]))
     env = ProxyEnv(data, nothing, config, classifier, sampler, horizon, together)
     runs = jax.random.split(keys.stream(keys.root(seed), "reference"), reference_runs)
-    return env.replace(reference=_real_only_recalls(env, runs).mean(0))  # type: ignore[attr-defined]
+    recalls = mesh.fetch(_real_only_recalls(env, runs, device_mesh))
+    return env.replace(reference=jnp.asarray(recalls).mean(0))  # type: ignore[attr-defined]
 
 
-@jax.jit
-def _real_only_recalls(env: ProxyEnv, runs: Array) -> Float[Array, "m r k"]:
+@functools.partial(jax.jit, static_argnums=2)
+def _real_only_recalls(
+    env: ProxyEnv, runs: Array, device_mesh: Mesh | None
+) -> Float[Array, "m r k"]:
     """Soft recall after 0 ... R rounds of real images alone, for each key [m]."""
 
     def run(key: PRNGKey) -> Array:
@@ -301,4 +308,4 @@ def _real_only_recalls(env: ProxyEnv, runs: Array) -> Float[Array, "m r k"]:
         recalls = jax.lax.scan(train, start, turns)[1]
         return jnp.concatenate([start.track.measured.recall[None], recalls])
 
-    return population.over(run, runs, env.together)
+    return population.over(run, runs, env.together, device_mesh)

@@ -11,6 +11,7 @@ that was trained on m episodes: m classifier trainings (Bergstra and Bengio 2012
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lt_jax.mixing import population
 from lt_jax.mixing.environment import Environment
@@ -22,7 +23,11 @@ CHUNK = 64  # schedules played at once, which bounds the memory
 
 
 def random_search(
-    environment: Environment, key: PRNGKey, trainings: int, together: int = CHUNK
+    environment: Environment,
+    key: PRNGKey,
+    trainings: int,
+    together: int = CHUNK,
+    device_mesh: Mesh | None = None,
 ) -> tuple[Int[Array, "r k *heads"], Float[Array, "m"]]:
     """The schedule of the highest measured return, and what each of them got.
 
@@ -33,7 +38,7 @@ def random_search(
       key: decides all; schedule i and its episode depend on (key, i) alone, so that a search of
         fewer trainings is the beginning of a longer one.
       trainings: m >= 1, each of one classifier.
-      together: of them in one vmap (`population`).
+      together, device_mesh: of them in one vmap, and where (`population`).
 
     Returns:
       Actions of `environment.rounds` rounds, [r k] or with weights [r k 2], the first of those that
@@ -45,7 +50,7 @@ def random_search(
         return replay(environment, schedule(environment, key, index), turns).team.sum()
 
     indices = jnp.arange(trainings)
-    returns = population.over(measure, indices, together)
+    returns = population.over(measure, indices, together, device_mesh)
     return schedule(environment, key, returns.argmax()), returns
 
 

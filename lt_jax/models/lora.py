@@ -39,7 +39,7 @@ from flax import traverse_util
 from lt_jax.config import AdaptConfig, ConfigError
 from lt_jax.errors import UserError
 from lt_jax.models import module
-from lt_jax.runtime import checkpoint, files
+from lt_jax.runtime import checkpoint, distributed, files
 from lt_jax.shapes import Array, Params, PRNGKey, PyTree
 
 Flat = Mapping[str, Any]  # leaves by path
@@ -277,7 +277,7 @@ def save(folder: pathlib.Path, adapter: Adapter, frozen: Flat, trainable: PyTree
       DiskFullError: no space left.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "adapter.json").unlink(missing_ok=True)
+    distributed.on_first(lambda: (folder / "adapter.json").unlink(missing_ok=True))
     if jax.tree.leaves(trainable):
         checkpoint.save_tree(folder / "weights", trainable)
     description = {

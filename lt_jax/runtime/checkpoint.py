@@ -4,12 +4,17 @@ orbax ignores half-written steps but restores flipped bits silently, so each ste
 of its arrays. A step that does not match it, or cannot be decoded, is put aside as `<step>.corrupt`
 with a warning, and the one before is used. Where the storage fails, which may pass, or where the
 step is intact but does not fit (another network's), that is an error and nothing is moved.
+
+Steps hold whole arrays, whose digest depends on nothing else: of several processes the first one
+gathers and writes, all read. So a training may go on with other processes, devices and shardings.
 """
 
+import contextlib
 import errno
 import hashlib
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax
@@ -19,7 +24,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers
 
 from lt_jax.errors import UserError
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files, mesh
 
 T = TypeVar("T")
 
@@ -42,7 +47,7 @@ class _DamagedError(Exception):
 def digest(tree: Any) -> str:
     """sha256 over paths, types, shapes and bytes of a pytree's arrays."""
     sha = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(jax.device_get(tree)):
+    for path, leaf in jax.tree.leaves_with_path(mesh.fetch(tree)):
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         sha.update(np.ascontiguousarray(array).tobytes())
@@ -62,6 +67,11 @@ class Checkpointer:
     def __init__(self, folder: pathlib.Path):
         """Opens (and makes) `folder`."""
         self._folder = folder.absolute()
+        self._manager: Any = None  # of the process that writes
+        distributed.on_first(self._open)
+
+    def _open(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -69,6 +79,8 @@ class Checkpointer:
                 # Synchronous: a step exists when `save` returns, and buffers may then be donated.
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,  # of a process that was killed while it saved
+                create=False,
+                multiprocessing_options=_by_itself(),
             ),
         )
 
@@ -81,7 +93,10 @@ class Checkpointer:
           DiskFullError: no space left; the steps before are intact.
           CheckpointError: a later step stands there.
         """
-        host = jax.device_get(state)
+        host = mesh.fetch(state)
+        distributed.on_first(lambda: self._save(step, host, note))
+
+    def _save(self, step: int, host: Any, note: dict[str, Any]) -> None:
         note = {**note, "layout": layout(host), "digest": digest(host)}
         # Of a disk that fills up under it, orbax's threads go on complaining after the error.
         needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(host)) + _BESIDES
@@ -109,6 +124,17 @@ class Checkpointer:
           CheckpointError: the newest readable step does not fit `target`.
           UnreadableError: the storage failed; nothing is moved.
         """
+        found = distributed.on_first(lambda: self._newest(target))
+        step = distributed.agree(found and found[0])
+        if step is None:
+            return None
+        if found is None:  # this process is another than that which has verified the step
+            with _reading(self._folder) as manager:
+                found = step, *_read(manager, self._folder, step, target)
+        _, host, note = found
+        return step, jax.tree.map(_place_like, host, target), note
+
+    def _newest(self, target: T) -> tuple[int, T, dict[str, Any]] | None:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, *_read(self._manager, self._folder, step, target)
@@ -131,13 +157,42 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for orbax and frees its threads."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
+
+
+def _by_itself() -> ocp.options.MultiprocessingOptions:
+    """orbax waits for no other process."""
+    if not jax.distributed.is_initialized():
+        return ocp.options.MultiprocessingOptions()
+    mine = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=f"process{mine}"
+    )
+
+
+@contextlib.contextmanager
+def _reading(folder: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    """A manager that changes nothing in `folder`."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # orbax warns that a folder opened to read is read-only
+    manager = ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            read_only=True, create=False, multiprocessing_options=_by_itself()
+        ),
+    )
+    try:
+        yield manager
+    finally:
+        manager.close()
+        logging.set_verbosity(verbosity)
 
 
 def _read(
     manager: ocp.CheckpointManager, folder: pathlib.Path, step: int, target: T
 ) -> tuple[T, dict[str, Any]]:
-    """State and note of one step; changes nothing on disk.
+    """State, on the host, and note of one step; changes nothing on disk.
 
     Raises:
       _DamagedError: the digest does not match, or the content cannot be decoded or is missing.
@@ -173,14 +228,16 @@ def _read(
         )
     if digest(state) != saved_digest:
         raise _DamagedError("its digest does not match")
-    return jax.tree.map(_place_like, state, target), note
+    return state, note
 
 
 def _place_like(host: np.ndarray, leaf: Any) -> Any:
     """A host array where `leaf` lies; a copy, since what is restored will be donated."""
-    if isinstance(leaf, jax.Array):
+    if not isinstance(leaf, jax.Array):
+        return host
+    if leaf.is_fully_addressable:
         return jax.device_put(host, leaf.sharding, may_alias=False)
-    return host
+    return mesh.place(host, leaf.sharding)
 
 
 def _storage_failed(error: Exception) -> bool:
@@ -198,7 +255,7 @@ def _storage_failed(error: Exception) -> bool:
 
 def save_tree(folder: pathlib.Path, tree: Any) -> None:
     """Writes one finished pytree (a stage's result), replacing what was there."""
-    shutil.rmtree(folder, ignore_errors=True)
+    distributed.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
     checkpointer = Checkpointer(folder)
     checkpointer.save(0, tree, {})
     checkpointer.close()
@@ -214,15 +271,9 @@ def load_tree(folder: pathlib.Path, target: T) -> T:
     remedy = "delete its stage's folder and rerun"
     if not (folder / "0").is_dir():
         raise CheckpointError(f"{folder}: no checkpoint; {remedy}")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # orbax warns that a folder opened to read is read-only
-    manager = ocp.CheckpointManager(
-        folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True, create=False)
-    )
     try:
-        return _read(manager, folder, 0, target)[0]
+        with _reading(folder) as manager:
+            host = _read(manager, folder, 0, target)[0]
     except _DamagedError as error:
         raise CheckpointError(f"{folder}: no intact checkpoint ({error}); {remedy}") from error
-    finally:
-        manager.close()
-        logging.set_verbosity(verbosity)
+    return jax.tree.map(_place_like, host, target)

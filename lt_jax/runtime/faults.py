@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from lt_jax.errors import UserError
-from lt_jax.runtime import files, progress
+from lt_jax.runtime import distributed, files, progress
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: what schedulers take as "run me again"
 
@@ -81,7 +81,9 @@ def _end_in_time(listening: int, grace: float) -> None:
 
 
 def stopping() -> bool:
-    """Whether SIGTERM has arrived."""
+    """Whether SIGTERM has arrived, at any process: all are told at the same call."""
+    if not _stop.is_set() and distributed.preempted():
+        _stop.set()
     return _stop.is_set()
 
 
@@ -99,7 +101,7 @@ def check(what: str) -> None:
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path, patience: float = 0.0) -> Iterator[None]:
-    """Holds `workdir` for this process; the lock falls with the process, however it ends.
+    """Holds `workdir` for this run; the lock falls with its (first) process, however it ends.
 
     It is a flock(2): the kernel releases it. On NFS (4, or 3 with lockd) Linux asks the server, so
     that it holds between hosts, and falls with a host once its lease is over; see `one_host_only`.
@@ -110,9 +112,16 @@ def lock(workdir: pathlib.Path, patience: float = 0.0) -> Iterator[None]:
         the wait.
 
     Raises:
-      WorkdirInUseError: another process holds it.
+      WorkdirInUseError: another run holds it.
       NoLocksError: the file system has no locks.
     """
+    with contextlib.ExitStack() as stack:
+        distributed.on_first(lambda: stack.enter_context(_holding(workdir, patience)))
+        yield
+
+
+@contextlib.contextmanager
+def _holding(workdir: pathlib.Path, patience: float) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with files.disk_errors(workdir, "the lock"):
             workdir.mkdir(parents=True, exist_ok=True)

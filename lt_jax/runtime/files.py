@@ -1,8 +1,12 @@
-"""Files: locators that stay inside a root, files that appear whole or not at all."""
+"""Files: locators that stay inside a root, files that appear whole or not at all.
+
+Of several processes the first one writes; in the others nothing is written, and nobody has to ask.
+"""
 
 import contextlib
 import errno
 import functools
+import io
 import os
 import pathlib
 import re
@@ -11,6 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lt_jax.errors import UserError
+from lt_jax.runtime import distributed
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|partial)")  # .<name>.<process>.tmp
 
@@ -100,6 +105,9 @@ def whole_file(path: pathlib.Path, what: str, needed: int | None = None) -> Iter
     Raises:
       DiskFullError: no space left; what was written so far is removed, as after any other error.
     """
+    if not distributed.is_first():
+        yield io.BytesIO()
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path, what, needed):
@@ -124,6 +132,8 @@ def sweep(folder: pathlib.Path, outside: pathlib.Path | None = None) -> None:
 
     Call it under the folder's lock: nobody else's unfinished write may be there.
     """
+    if not distributed.is_first():
+        return
     for path in folder.rglob(".*"):
         if _TEMPORARY.fullmatch(path.name) and outside not in path.parents:
             path.unlink(missing_ok=True)

@@ -42,6 +42,10 @@ class Stream(Protocol):
         """What `seek` needs, as JSON."""
         ...
 
+    def restrict(self, part: int, parts: int) -> None:
+        """From now on gives the rows of the `part`-th of `parts` equal parts of each batch."""
+        ...
+
     def describe(self, step: int) -> str:
         """Which images batch `step` holds, for an error message."""
         ...
@@ -72,6 +76,7 @@ class Loop:
         self._tags = dict(tags)
         self._name = " ".join(str(value) for value in self._tags.values())
         self._checkpoints = checkpoint.Checkpointer(folder / "checkpoints")
+        stream.restrict(*mesh.part(device_mesh))
         self._window = _Window()
         self._opened = False
         self.ledger = ledger.Ledger()

@@ -1,14 +1,30 @@
-"""The device mesh: one axis, `data`, over which batches are split and parameters replicated."""
+"""The device mesh: rows of a batch split over all devices, parameters whole or split, too.
 
-from typing import TypeVar
+The mesh has two axes, `data` and `fsdp`. A batch is split over both: every device has other rows.
+Parameters, their average and the optimiser's state are whole on each device of `data`, and where
+`fsdp` has more than one, split over these (`sharding_of`): each then holds a part, which the others
+ask it for when they need it (Zhao et al. 2023, arXiv:2304.11277; here XLA's partitioner does it).
+
+Devices are ordered by process, so that a process holds neighbouring rows of a batch (`own`).
+"""
+
+import math
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lt_jax.config import ConfigError
+from lt_jax.runtime import distributed
 
 T = TypeVar("T")
+
+AXES = ("data", "fsdp")
+ROWS = PartitionSpec(AXES)  # of an array whose first axis is split over all devices
+SMALL = 1024  # numbers: to gather a smaller array costs more than it saves
 
 
 def configure_devices(cpu_devices: int, compilation_cache: str | None) -> None:
@@ -26,15 +42,38 @@ def configure_devices(cpu_devices: int, compilation_cache: str | None) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_mesh(devices: int | None = None) -> Mesh:
-    """A mesh over the first `devices` devices (all where None)."""
+def make_mesh(devices: int | None = None, fsdp: int = 1) -> Mesh:
+    """A mesh over the first `devices` devices (all where None), `fsdp` in a group.
+
+    Raises:
+      ConfigError: the devices cannot be cut into groups of `fsdp`.
+    """
+    among = jax.devices() if distributed.count() > 1 else jax.local_devices()
+    chosen = sorted(among, key=lambda device: (device.process_index, device.id))[:devices]
+    if len(chosen) % fsdp:
+        raise ConfigError(
+            f"config.runtime.fsdp: got {fsdp}; takes a divisor of the {len(chosen)} devices of "
+            "this run"
+        )
     # Auto axes: under the default, Explicit, Linen's dropout and embeddings fail.
-    return jax.make_mesh(
-        (devices or jax.device_count(),),
-        ("data",),
-        axis_types=(AxisType.Auto,),
-        devices=jax.devices()[: devices or jax.device_count()],
-    )
+    made = Mesh(np.array(chosen).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if made.is_multi_process:
+        _meet(made)
+    return made
+
+
+def _meet(device_mesh: Mesh) -> None:
+    """One small message over each axis.
+
+    Where CPUs have to set up a connection for it, all have to be there within 30 seconds; later
+    they may come as late as they will.
+    """
+
+    def total(ones: Any) -> Any:
+        return sum(jax.lax.psum(ones, axes) for axes in ("data", "fsdp", AXES))
+
+    counted = jax.shard_map(total, mesh=device_mesh, in_specs=ROWS, out_specs=ROWS)
+    jax.block_until_ready(jax.jit(counted)(np.ones(device_mesh.size, np.float32)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -44,7 +83,29 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batched(mesh: Mesh) -> NamedSharding:
     """The first axis is split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, ROWS)
+
+
+def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """How an array of a training's state lies: its longest axis that `fsdp` divides is split.
+
+    Of equally long ones the last; an array of fewer than `SMALL` numbers, or without such an axis,
+    is whole on every device. It depends on the shape alone, so that a parameter's average and
+    moments lie as it does.
+    """
+    groups = mesh.shape["fsdp"]
+    fitting = [axis for axis, length in enumerate(shape) if length % groups == 0]
+    if groups == 1 or math.prod(shape) < SMALL or not fitting:
+        return replicated(mesh)
+    longest = max(fitting, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * longest, "fsdp"))
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """`sharding_of` each array of a tree; one for all where there is no group."""
+    if mesh.shape["fsdp"] == 1:
+        return replicated(mesh)
+    return jax.tree.map(lambda leaf: sharding_of(np.shape(leaf), mesh), tree)
 
 
 def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
@@ -57,9 +118,75 @@ def check_batch(batch_size: int, mesh: Mesh, field: str) -> None:
         )
 
 
+def part(mesh: Mesh) -> tuple[int, int]:
+    """(i, n): this process holds the i-th of n equal parts of a batch's rows."""
+    processes = sorted({device.process_index for device in mesh.devices.flat})
+    return processes.index(jax.process_index()), len(processes)
+
+
+def own(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+    """Those of a batch's `rows` that this process's devices hold."""
+    index, parts = part(mesh)
+    size = len(rows) // parts
+    return rows[index * size : (index + 1) * size]
+
+
 def put(batch: T, mesh: Mesh) -> T:
-    """Moves a pytree of host arrays to the devices, split along the first axis."""
-    return jax.device_put(batch, batched(mesh))
+    """Moves a pytree of host arrays to the devices, split along the first axis.
+
+    Of several processes each gives the rows of its own devices (`own`).
+    """
+    split = batched(mesh)
+    if split.is_fully_addressable:
+        return jax.device_put(batch, split)
+    return jax.tree.map(lambda leaf: _joined(np.asarray(leaf), split, part(mesh)[1]), batch)
+
+
+def _joined(rows: np.ndarray, split: NamedSharding, parts: int) -> jax.Array:
+    shape = (len(rows) * parts, *rows.shape[1:])
+    return jax.make_array_from_process_local_data(split, rows, shape)
+
+
+def place(tree: T, where: Any) -> T:
+    """Moves a pytree to the devices, as the sharding or tree of shardings `where` says.
+
+    Of several processes each gives the same arrays.
+    """
+    if isinstance(where, Sharding):
+        if where.is_fully_addressable:
+            return jax.device_put(tree, where)
+        return jax.tree.map(lambda leaf: _placed(leaf, where), tree)
+    return jax.tree.map(_placed, tree, where)
+
+
+def _placed(leaf: Any, where: Sharding) -> jax.Array:
+    if where.is_fully_addressable:
+        return jax.device_put(leaf, where)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(lambda whole: whole, out_shardings=where)(leaf)
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
+    host = np.asarray(leaf)
+    # A copy: it may become the buffer itself, and be donated.
+    return jax.make_array_from_callback(host.shape, where, lambda index: np.array(host[index]))
+
+
+def replicate(tree: T, mesh: Mesh) -> T:
+    """Moves a pytree to the devices, whole on each."""
+    return place(tree, replicated(mesh))
+
+
+def fetch(tree: T) -> T:
+    """The arrays of a pytree on the host, whole, in every process that its devices belong to."""
+    return jax.tree.map(_fetched, tree)
+
+
+def _fetched(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        if leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_data(0))
+        return multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.device_get(leaf)
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 Both are written and flushed at once. tensorboardX's own writer has a thread for that, which dies
 unseen on a full disk; the bounded queue to it then fills, and the training would wait for ever.
+
+Of several processes the first one writes.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # type: ignore[attr-defined]
 from tensorboardX.record_writer import RecordWriter
 
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 
 
 class MetricWriter:
@@ -34,6 +36,9 @@ class MetricWriter:
         """
         self._tags = tags
         self._path = folder / "metrics.jsonl"
+        self._files = contextlib.ExitStack()
+        if not distributed.is_first():
+            return
         kept = [line for line in read(self._path) if line["step"] <= resume_at and resume_at > 0]
         files.write_atomically(
             self._path, "".join(json.dumps(line) + "\n" for line in kept), "metrics"
@@ -54,6 +59,8 @@ class MetricWriter:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line and one event a value."""
+        if not distributed.is_first():
+            return
         line = {"step": step, **self._tags, **{name: float(v) for name, v in values.items()}}
         with files.disk_errors(self._path, "metrics"):
             self._file.write(json.dumps(line) + "\n")

@@ -6,10 +6,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from lt_jax.runtime import distributed
+
 
 def say(line: str) -> None:
     """One line about the run, for whoever watches it."""
-    print(line, file=sys.stderr, flush=True)
+    if distributed.is_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -20,7 +23,7 @@ class Progress:
         self._stage, self._unit, self._start, self._done = stage, unit, start, start
         self._since = time.perf_counter()
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and distributed.is_first():
             self._bar = tqdm(total=total, initial=start, desc=stage, unit=unit, dynamic_ncols=True)
 
     def of(self, done: int, total: int) -> None:

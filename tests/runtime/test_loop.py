@@ -40,6 +40,9 @@ class Rows:
     def state(self):
         return {"rows": [1, 2]}
 
+    def restrict(self, part: int, parts: int) -> None:
+        assert (part, parts) == (0, 1)
+
     def describe(self, step: int) -> str:
         return f"rows of batch {step}"
 

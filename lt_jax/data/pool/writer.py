@@ -17,7 +17,7 @@ from jaxtyping import Int, UInt8
 from lt_jax.data.pool import gates, schema
 from lt_jax.data.pool.records import Records, digest, encode
 from lt_jax.data.pool.schema import SCHEMA, PoolError, PoolInfo
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 
 _GIVEN = [name for name in SCHEMA.names if name not in (*schema.PLACE, *schema.ORIGIN)]
 
@@ -28,6 +28,8 @@ class PoolWriter:
     A part is on disk, whole, when the next `write` returns, or `finish` or `close`. An error of a
     write is raised by whichever of these comes next; the parts before it are intact, and the part
     may be written again. Leaving the `with` block waits for the write under way.
+
+    Of several processes the first one writes; the others get the same, and read what it wrote.
     """
 
     def __init__(self, folder: pathlib.Path, info: PoolInfo):
@@ -41,6 +43,7 @@ class PoolWriter:
         for name in ("shards", "parts"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         files.sweep(folder)
+        distributed.barrier("pool opened")
         self._parts = 0
         while schema.part_path(folder, self._parts).exists():
             self._parts += 1
@@ -60,6 +63,7 @@ class PoolWriter:
           PoolError: a part is damaged, of another version or of another generator.
         """
         self._settle()
+        distributed.barrier("pool read")
         tables = (self._read(part) for part in range(self._parts))
         return [{name: schema.to_numpy(t[name]) for name in t.column_names} for t in tables]
 
@@ -99,6 +103,7 @@ class PoolWriter:
           PoolError: see `finished`; or a candidate was written twice.
         """
         self._settle()
+        distributed.barrier("pool joined")
         tables = [self._read(part) for part in range(self._parts)]
         table = pa.concat_tables(tables or [SCHEMA.empty_table()]).sort_by("index")
         index = table["index"].to_numpy()
@@ -149,6 +154,7 @@ class PoolWriter:
             schema.describe(self._info, outcomes),
             "the description of the pool",
         )
+        distributed.barrier("pool finished")
 
     def close(self) -> None:
         """Waits for the write under way and raises its error; nothing can be written hereafter."""
@@ -188,6 +194,8 @@ class PoolWriter:
     def _write(
         self, part: int, images: np.ndarray, table: pa.Table, kept: Int[np.ndarray, "m"]
     ) -> None:
+        if not distributed.is_first():
+            return
         records = [encode(image) for image in images]
         if records:
             _write_shard(schema.shard_path(self._folder, part), records)

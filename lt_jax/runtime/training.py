@@ -1,0 +1,76 @@
+"""One training from its first step to its last, in rounds: what all trainings have in common."""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+from lt_jax.config import RuntimeConfig
+from lt_jax.runtime import loop, mesh
+from lt_jax.runtime.ledger import Ledger
+from lt_jax.runtime.metrics import MetricWriter
+from lt_jax.runtime.train_state import TrainState
+from lt_jax.shapes import PRNGKey
+
+Resumed = Callable[[TrainState, int], None]
+Before = Callable[[int], Any]
+After = Callable[[int, TrainState, MetricWriter], None]
+
+
+def train(
+    step: loop.Step,
+    state: TrainState,
+    stream: loop.Stream,
+    key: PRNGKey,
+    *,
+    ends: Sequence[int],
+    folder: pathlib.Path,
+    device_mesh: Mesh,
+    runtime: RuntimeConfig,
+    tags: Mapping[str, Any],
+    resumed: Resumed = lambda state, start: None,
+    before: Before = lambda number: (),
+    after: After = lambda until, state, metrics: None,
+) -> tuple[TrainState, Ledger]:
+    """Trains, or goes on training, in `folder`; returns the last state and the cost.
+
+    Args:
+      step: from `spmd.jit_step`.
+      state: a fresh one, anywhere.
+      stream: of batches.
+      key: of the steps.
+      ends: the step that each round ends with, ascending; the last ends the training. A checkpoint
+        is made at each.
+      folder, runtime, tags: see `loop.Loop`.
+      device_mesh: that of `step`.
+      resumed: told the state and step that the training goes on from, before the first round.
+      before: of a round's number, its context for the step; rounds that are over are left out.
+      after: told the end of a round, its state, and where its metrics belong, before it is saved.
+
+    Raises:
+      NonFiniteError, Preempted: see `Loop.run`.
+    """
+    with loop.Loop(
+        step,
+        stream,
+        key,
+        steps=ends[-1],
+        folder=folder,
+        device_mesh=device_mesh,
+        runtime=runtime,
+        tags=tags,
+    ) as training:
+        fresh = mesh.place(state, mesh.shardings(state, device_mesh))
+        state, start = training.restore(fresh)
+        resumed(state, start)
+        for number, until in enumerate(ends):
+            if start >= until:
+                continue
+            context = before(number)
+            context = mesh.place(context, mesh.shardings(context, device_mesh))
+            state = training.run(state, start, until, context)
+            after(until, state, training.metrics)
+            training.save(state, until)
+            start = until
+    return state, training.ledger

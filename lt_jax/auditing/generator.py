@@ -35,7 +35,7 @@ def membership(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], 
     )
     found = losses_lib.measure(
         program,
-        mesh.replicate(params, context.mesh),
+        mesh.distribute(params, context.mesh),
         images,
         manifest.labels[rows],
         rows,

@@ -59,7 +59,7 @@ class _forward:
 
     def __init__(self, context: Context, params: Params):
         self._size = context.config.audit.batch_size
-        self._params = mesh.replicate(params, context.mesh)
+        self._params = mesh.distribute(params, context.mesh)
 
         def forward(params: Params, images: ImagesU8) -> Features:
             return module.apply(inception.InceptionV3(), params, inception.prepared(images))

@@ -152,9 +152,7 @@ def _features(
     context: Context, pool: PoolReader, rows: Int[np.ndarray, "n"]
 ) -> Float[np.ndarray, "n d"]:
     """The extractor's features of images of the pool."""
-    params = mesh.replicate(
-        context.classifier_params("extractor", context.config.extractor.model), context.mesh
-    )
+    params = context.classifier_params("extractor", context.config.extractor.model)
     return context.features(params, pool, rows)
 
 

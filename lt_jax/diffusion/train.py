@@ -151,7 +151,7 @@ def train(
             _keep(folder, config, frozen, average, step)
         _finish(folder, config, frozen, average)
         return Ledger()
-    frozen = mesh.place(frozen, mesh.shardings(frozen, device_mesh))
+    frozen = mesh.distribute(frozen, device_mesh)
     read = examples.needed(columns or {}, generator)
     stream = MixedStream(
         images,

@@ -176,6 +176,11 @@ def replicate(tree: T, mesh: Mesh) -> T:
     return place(tree, replicated(mesh))
 
 
+def distribute(tree: T, mesh: Mesh) -> T:
+    """Moves a pytree to the devices, each array as `sharding_of` has it."""
+    return place(tree, shardings(tree, mesh))
+
+
 def fetch(tree: T) -> T:
     """The arrays of a pytree on the host, whole, in every process that its devices belong to."""
     return jax.tree.map(_fetched, tree)

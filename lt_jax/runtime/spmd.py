@@ -82,7 +82,7 @@ def over_rows(
 
     Args:
       program: the function.
-      params: its first argument.
+      params: its first argument, anywhere.
       rows: any numbers that `read` knows.
       batch_size: the last batch is filled up to it, so that one shape is compiled.
       read: its other arguments for some rows; each process reads those of its own devices.
@@ -90,6 +90,7 @@ def over_rows(
     Raises:
       Preempted: SIGTERM arrived.
     """
+    params = mesh.distribute(params, program.mesh)
     for start in range(0, len(rows), batch_size):
         faults.check("a pass over images")
         chunk = rows[start : start + batch_size]

@@ -61,14 +61,12 @@ def train(
         runtime=runtime,
         tags=tags,
     ) as training:
-        fresh = mesh.place(state, mesh.shardings(state, device_mesh))
-        state, start = training.restore(fresh)
+        state, start = training.restore(mesh.distribute(state, device_mesh))
         resumed(state, start)
         for number, until in enumerate(ends):
             if start >= until:
                 continue
-            context = before(number)
-            context = mesh.place(context, mesh.shardings(context, device_mesh))
+            context = mesh.distribute(before(number), device_mesh)
             state = training.run(state, start, until, context)
             after(until, state, training.metrics)
             training.save(state, until)

@@ -14,9 +14,10 @@ import dataclasses
 import json
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from lt_jax.errors import UserError
 T = TypeVar("T")
 
 AUTO, NONE = "auto", "none"
+_AFTER = 60  # seconds that JAX would wait longer
 _LEAST_BYTES = 256  # of a message: lengths are powers of two, so that few programs are compiled
 # How launchers say how many processes they have started.
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
@@ -85,22 +87,26 @@ def initialize(launch: Launch, timeout: int) -> None:
         return
     # Between CPUs of several processes; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Where it has waited in vain, JAX ends the process with a stack trace: this comes before.
+    impatience = threading.Timer(timeout, _end, [_not_joined(arguments, timeout)])
+    impatience.daemon = True
+    impatience.start()
     try:
         jax.distributed.initialize(
             **arguments,
-            initialization_timeout=timeout,
+            initialization_timeout=timeout + _AFTER,
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except (RuntimeError, ValueError) as error:
-        who = f"process {arguments.get('process_id', 'of the cluster')}"
-        where = arguments.get("coordinator_address", "as the cluster says")
+    except ValueError as error:
         raise DistributedError(
-            f"{who} has not joined the others within {timeout} s (coordinator: {where}): "
-            f"{_line(error)}; see that process 0 runs and its port can be reached, that as many "
-            "processes are started as --num_processes says, each with its own --process_id; "
-            "config.runtime.host_timeout sets how long to wait"
+            "--coordinator=auto: no cluster that JAX knows has started this process "
+            f"({_line(error)}); give --coordinator=HOST:PORT, --num_processes and --process_id"
         ) from error
+    except RuntimeError as error:
+        raise DistributedError(f"{_not_joined(arguments, timeout)} ({_line(error)})") from error
+    finally:
+        impatience.cancel()
     _here.index, _here.count = jax.process_index(), jax.process_count()
     held = {
         process: sum(device.process_index == process for device in jax.devices())
@@ -114,7 +120,18 @@ def initialize(launch: Launch, timeout: int) -> None:
     barrier("joined")  # CPU collectives are set up within 30 s of each other, or not at all
 
 
-def _arguments(launch: Launch, environment: Mapping[str, str]) -> dict | None:
+def _not_joined(arguments: Mapping[str, Any], timeout: int) -> str:
+    who = f"process {arguments.get('process_id', 'of the cluster')}"
+    where = arguments.get("coordinator_address", "as Slurm, Open MPI or Kubernetes say")
+    return (
+        f"{who} has not joined the others within {timeout} s (coordinator: {where}); see that "
+        "process 0 runs and its port can be reached, and that as many processes are started as "
+        "--num_processes says, each with its own --process_id; config.runtime.host_timeout sets "
+        "how long to wait"
+    )
+
+
+def _arguments(launch: Launch, environment: Mapping[str, str]) -> dict[str, Any] | None:
     """Of `jax.distributed.initialize`; None: there is one process."""
     explicit = launch.num_processes >= 0 or launch.process_id >= 0
     if launch.coordinator in ("", AUTO, NONE):
@@ -219,12 +236,14 @@ def abandon(error: Exception) -> NoReturn:
 
     Without the farewell that waits for the others, of whom one is gone.
     """
-    print(
-        f"lt_jax: process {_here.index} of {_here.count} cannot go on, most likely because another "
+    _end(
+        f"process {_here.index} of {_here.count} cannot go on, most likely because another "
         f"was lost ({_line(error)}); what is saved is intact: run the same command again",
-        file=sys.stderr,
-        flush=True,
     )
+
+
+def _end(message: str) -> NoReturn:
+    print(f"lt_jax: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -1,0 +1,184 @@
+"""Runs in two processes on one machine: their results, what they save, and how they end together.
+
+Two processes of one device are compared with one process of two: the same programs on the same
+numbers of devices, so that only the messages between them travel otherwise.
+"""
+
+import json
+import pathlib
+import signal
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lt_jax import pipeline
+from lt_jax.runtime import metrics
+from tests import processes
+from tests.test_golden_configs import load
+
+PARTS = ("nearness", "membership", "probe", "diversity", "accuracy_score")
+WHOLE = f"""
+from configs import phantom_detect
+from lt_jax import config as config_lib
+from tests.shrink import shrink
+
+def get_config():
+    config = shrink(phantom_detect.get_config(), 1)
+    with config.unlocked():
+        config.data.source = "phantom:24"
+        config.data.imbalance_factor = 3.0
+        config.classify.seeds = (0,)
+        config.classify.arms = config_lib.arms(
+            ce={{"second_stage": "crt", "second_stage_steps": 0.5}},
+            fill={{"controller": "fill_to_head"}},
+            live={{"controller": "policy"}},
+        )
+        config.detect.seeds = (0,)
+        config.detect.arms = config_lib.detect_arms(real={{}}, mixed={{"data": "mixed"}})
+        config.audit.update(parts={PARTS}, noise_times=(0.2, 0.6), draws=2, folds=2)
+        config.audit.update(pairs=28, resamples=100, images=60, batch_size=64)
+    return config
+"""
+STEPS = 1500
+TRAINING = f"""
+from configs import digits
+from lt_jax import config as config_lib
+from tests.shrink import shrink
+
+def get_config():
+    config = shrink(digits.get_config(), 1)
+    with config.unlocked():
+        config.classify.arms = config_lib.arms(ce={{}}, fill={{"controller": "fill_to_head"}})
+        config.extractor.steps = {STEPS}
+        config.runtime.update(log_every=100, checkpoint_every=50, host_timeout=20)
+    return config
+"""
+
+
+class Run:
+    """One config in one workdir, by one process of two devices or two of one."""
+
+    def __init__(self, folder: pathlib.Path, name: str, config: str, *more: str):
+        path = folder / "config.py"
+        path.write_text(config)
+        self.workdir, self._logs = folder / name, folder / f"{name}_logs"
+        self._command = ["-m", "lt_jax.main", f"--config={path}", f"--workdir={self.workdir}"]
+        self._command += [f"--config.runtime.compilation_cache={folder / 'compiled'}", *more]
+        self.specs = {s.stage: s for s in pipeline.Pipeline(load(path), self.workdir).specs}
+
+    def command(self, count: int) -> list[str]:
+        return [*self._command, f"--config.runtime.cpu_devices={2 // count}"]
+
+    def finish(self, count: int, timeout: float = 500) -> list[str]:
+        codes, said = processes.finished(self.command(count), count, self._logs, timeout)
+        assert codes == [0] * count, said
+        return said
+
+    def interrupt(self, number: signal.Signals, timeout: float) -> tuple[list[int], list[str]]:
+        """Sends the second of two processes a signal once a checkpoint is there."""
+        with processes.started(self.command(2), 2, self._logs) as running:
+            until = time.monotonic() + timeout
+            while not list(self.workdir.glob("extractor/checkpoints/*/_CHECKPOINT_METADATA")):
+                assert time.monotonic() < until and running[0].poll() is None, self.said()
+                time.sleep(0.05)
+            running[1].send_signal(number)
+            codes = [process.wait(timeout) for process in running]
+        return codes, self.said()
+
+    def said(self) -> list[str]:
+        return processes.outputs(self._logs, 2)
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        return dict(np.load(self.workdir / name))
+
+    def curves(self) -> list[dict]:
+        lines = metrics.read(self.workdir / "metrics.jsonl")
+        return [{k: v for k, v in line.items() if k != "data_wait_fraction"} for line in lines]
+
+
+def assert_close(left: Run, right: Run, name: str, atol: float) -> None:
+    ours, theirs = left.arrays(name), right.arrays(name)
+    assert ours.keys() == theirs.keys()
+    for key, values in ours.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(values, theirs[key], atol=atol, err_msg=f"{name}: {key}")
+        else:
+            np.testing.assert_array_equal(values, theirs[key], err_msg=f"{name}: {key}")
+
+
+def assert_same_curves(left: Run, right: Run, rtol: float) -> None:
+    for ours, theirs in zip(left.curves(), right.curves(), strict=True):
+        assert ours.keys() == theirs.keys() and ours["step"] == theirs["step"]
+        numbers = {name: value for name, value in ours.items() if isinstance(value, float)}
+        assert numbers == pytest.approx({name: theirs[name] for name in numbers}, rtol, 1e-6)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """An extractor trained by one process."""
+    folder = tmp_path_factory.mktemp("training")
+    run = Run(folder, "one", TRAINING, "--stages=prepare,extractor")
+    run.finish(1)
+    return folder, run
+
+
+def test_a_training_of_two_stopped_by_one_is_ended_by_one(unbroken):
+    folder, one = unbroken
+    two = Run(folder, "two", TRAINING, "--stages=prepare,extractor")
+    codes, said = two.interrupt(signal.SIGTERM, 120)
+    assert codes == [75, 75], said
+    for words in said:
+        assert "is saved" in words
+    steps = sorted(int(path.name) for path in two.workdir.glob("extractor/checkpoints/[0-9]*"))
+    assert 0 < steps[-1] < STEPS
+    two.finish(1)
+    assert_close(one, two, "extractor/features.npz", 1e-5)
+    assert_same_curves(one, two, 1e-4)
+
+
+@pytest.mark.slow
+def test_where_one_is_killed_the_others_end(tmp_path):
+    run = Run(tmp_path, "lost", TRAINING, "--stages=prepare,extractor")
+    since = time.monotonic()
+    codes, said = run.interrupt(signal.SIGKILL, 120)
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 75), said
+    assert time.monotonic() - since < 120
+    assert "cannot go on" in said[0] or "another task died" in said[0]
+    run.finish(2)  # and the same command goes on
+
+
+@pytest.mark.slow
+def test_every_stage_in_two_processes_is_that_of_one(tmp_path):
+    one, two = Run(tmp_path, "one", WHOLE), Run(tmp_path, "two", WHOLE)
+    one.finish(1)
+    said = two.finish(2)
+    assert "report:" in said[0] and "report:" not in said[1]
+    for name in ("prepare/manifest.json", "prepare/manifest.parquet"):
+        assert (one.workdir / name).read_bytes() == (two.workdir / name).read_bytes()
+    pools = [pq.read_table(run.workdir / "synthesize/pool.parquet") for run in (one, two)]
+    assert pools[0].column_names == pools[1].column_names
+    for name in pools[0].column_names:
+        ours, theirs = (np.array(pool[name].to_pylist()) for pool in pools)
+        if ours.dtype.kind == "f":
+            np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+    assert_close(one, two, "extractor/features.npz", 1e-4)
+    for arm in ("ce", "fill", "live"):
+        assert_close(one, two, f"classify/{arm}/seed0/predictions.npz", 1e-4)
+    for arm in ("real", "mixed"):
+        assert_close(one, two, f"detect/{arm}/seed0/predictions.npz", 1e-3)
+    assert_close(one, two, "audit/accuracy_score/predictions.npz", 1e-4)
+    for rule in ("policy_schedule", "random_search"):
+        name = f"mixing/schedules/{rule}_0.json"
+        assert (one.workdir / name).read_bytes() == (two.workdir / name).read_bytes()
+    assert_same_curves(one, two, 1e-3)
+    reports = [json.loads((run.workdir / "report.json").read_text()) for run in (one, two)]
+    for ours, theirs in zip(*(report["arms"] for report in reports), strict=True):
+        assert ours["name"] == theirs["name"]
+        values = [arm["metrics"]["auroc_macro"]["values"] for arm in (ours, theirs)]
+        assert values[0] == pytest.approx(values[1], abs=1e-3)
+    assert reports[0]["pool"]["accepted"] == reports[1]["pool"]["accepted"] > 0
+    assert all(report["dataset"]["test_openings"] == 1 for report in reports)

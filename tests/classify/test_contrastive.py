@@ -157,9 +157,9 @@ def test_views_differ_and_follow_their_image_whatever_the_batch(images, getkey):
 
 
 @functools.cache
-def started(devices, config=CONFIG):
+def started(devices, config=CONFIG, fsdp=1):
     """A fresh state, on so many devices, and its step."""
-    device_mesh = mesh.make_mesh(devices)
+    device_mesh = mesh.make_mesh(devices, fsdp)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
     params = contrastive.init(config, 3, SHAPE)
     state = train_state.create(params, optimizer, ema=False)
@@ -176,9 +176,10 @@ def batch_of(images, rows, label=0):
     }
 
 
-def one_step(images, devices, rows, label=0):
-    step, state, device_mesh = started(devices)
-    state = jax.device_put(state, mesh.replicated(device_mesh), may_alias=False)
+def one_step(images, devices, rows, label=0, fsdp=1):
+    step, state, device_mesh = started(devices, fsdp=fsdp)
+    where = mesh.shardings(state, device_mesh)
+    state = jax.device_put(state, where, may_alias=False)
     batch = mesh.put(batch_of(images, rows, label), device_mesh)
     return step(state, batch, keys.root(3), ())
 
@@ -188,11 +189,12 @@ def test_a_step_reads_no_label(images):
     assert_equal_trees(left, right)
 
 
-def test_one_device_equals_eight(images):
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_one_device_equals_eight(images, fsdp):
     # Of a whole global batch: were each device's two images compared among themselves alone, the
     # loss would be log(3) and not log(31) where nothing is told apart.
     rows = [*range(14), 3, 3]
-    (one, lone), (eight, shared) = (one_step(images, devices, rows) for devices in (1, 8))
+    (one, lone), (eight, shared) = one_step(images, 1, rows), one_step(images, 8, rows, fsdp=fsdp)
     for name in ("loss", "alignment", "uniformity", "gradient_norm"):
         np.testing.assert_allclose(lone[name], shared[name], rtol=1e-4, atol=1e-6)
     assert float(lone["loss"]) > 2.0

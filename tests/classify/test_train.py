@@ -70,22 +70,38 @@ def assert_equal_trees(left, right):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(left), jax.device_get(right))
 
 
-def test_golden_metrics(data, update_goldens):
-    device_mesh = mesh.make_mesh(1)
+def steps_on(device_mesh, data):
     step = train.make_step(RECIPE, 3, device_mesh)
     params = train.init(RECIPE, 3, data.image_shape)
     optimizer = train_state.make_optimizer(RECIPE.optimizer, RECIPE.steps)
-    state = train_state.create(params, optimizer, ema=False)
+    state = mesh.distribute(train_state.create(params, optimizer, ema=False), device_mesh)
     batch = {
         "image": data.real[:64:4],
         "label": np.repeat([0, 1, 2], [10, 4, 2]).astype(np.int32),
         "synthetic": np.zeros(16, bool),
     }
+    counts = data.counts.astype(np.float32)
     for n in range(3):
         key = jax.random.fold_in(keys.root(0), n)
-        state, values = step(state, batch, key, data.counts.astype(np.float32))
-    values = {name: float(value) for name, value in values.items()}
+        state, values = step(state, mesh.put(batch, device_mesh), key, counts)
+    return state, {name: float(value) for name, value in values.items()}
+
+
+def test_golden_metrics(data, update_goldens):
+    _, values = steps_on(mesh.make_mesh(1), data)
     goldens.check_numbers("classifier_step", values, update_goldens)
+
+
+def test_one_device_equals_eight(data):
+    one, values = steps_on(mesh.make_mesh(1), data)
+    for fsdp in (1, 4):
+        eight, others = steps_on(mesh.make_mesh(8, fsdp), data)
+        assert values == pytest.approx(others, rel=1e-4)
+        leaves = jax.tree.leaves(eight.params)
+        assert all(leaf.sharding.is_fully_replicated for leaf in leaves) == (fsdp == 1)
+        # Three Adam steps of at most 3e-3: a gradient of another sign would show as 3e-3 or more.
+        for left, right in zip(jax.tree.leaves(one.params), leaves, strict=True):
+            np.testing.assert_allclose(left, right, atol=3e-4)
 
 
 def test_it_learns_and_logs_every_round(data, tmp_path):

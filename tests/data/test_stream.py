@@ -65,6 +65,56 @@ def wait_for_no_prefetchers() -> list[threading.Thread]:
     return prefetchers()
 
 
+class Counted:
+    """A store that notes which of its images were asked for."""
+
+    def __init__(self, held: np.ndarray):
+        self.held, self.asked = held, []
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        self.asked += np.asarray(indices).tolist()
+        return self.held[indices]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_the_parts_of_all_processes_are_the_batch(parts):
+    whole = make()
+    whole.set_mixture(WEIGHT, SHARE)
+    batches = take(whole, 9)
+    shared = [make() for _ in range(parts)]
+    found = []
+    for part, stream in enumerate(shared):
+        stream.restrict(part, parts)
+        stream.set_mixture(WEIGHT, SHARE)
+        found.append(take(stream, 9))
+        stream.seek(5, None)
+        assert_same(found[-1][5:7], take(stream, 2))
+        stream.close()
+    together = [
+        {name: np.concatenate([one[name] for one in same]) for name in same[0]}
+        for same in zip(*found, strict=True)
+    ]
+    assert_same(batches, together)
+    whole.close()
+
+
+def test_no_image_is_lost_or_doubled_and_each_process_reads_its_own_alone():
+    asked = []
+    for part in range(2):
+        store = Counted(images(32, 0))
+        stream = MixedStream(store, rows((16, 16)), batch_size=8, seed=5)
+        stream.restrict(part, 2)
+        stream.set_mixture(np.full(2, 0.5), np.zeros(2))
+        given = np.concatenate([batch["image"][:, 0, 0, 0] for batch in take(stream, 4)])
+        stream.close()
+        assert store.asked[:16] == given.tolist()
+        asked.append(given)
+    assert sorted(np.concatenate(asked).tolist()) == list(range(32))  # an epoch of four batches
+
+
 def test_a_batch_is_a_function_of_the_plan_and_its_index():
     sequential = make()
     sequential.set_mixture(WEIGHT, SHARE)

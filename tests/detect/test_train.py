@@ -194,16 +194,16 @@ def test_sharded_over_devices_it_is_the_same_step():
     }
     optimizer = train_state.make_optimizer(RECIPE.optimizer, RECIPE.steps)
     losses = []
-    for devices in (1, 4):
-        device_mesh = mesh.make_mesh(devices)
+    for devices, fsdp in ((1, 1), (4, 1), (8, 4)):
+        device_mesh = mesh.make_mesh(devices, fsdp)
         step = train.make_step(
             dataclasses.replace(RECIPE, augment=AugmentConfig(shift=2)), SIZE, device_mesh
         )
         state = train_state.create(train.init(RECIPE, (SIZE, SIZE, 1)), optimizer, ema=False)
-        state = jax.device_put(state, mesh.replicated(device_mesh))
+        state = mesh.distribute(state, device_mesh)
         _, values = step(state, mesh.put(batch, device_mesh), keys.root(1), ())
         losses.append([float(values[name]) for name in ("loss", "box_loss", "gradient_norm")])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):

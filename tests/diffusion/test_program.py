@@ -94,11 +94,11 @@ def parameters():
     return disturbed(GENERATOR.init(), 0), extractor, gates
 
 
-def judge(config, indices=INDICES, devices=8, params=None, **changes):
+def judge(config, indices=INDICES, devices=8, params=None, fsdp=1, **changes):
     """The request of candidates `indices`, and the judged batch on its devices."""
     requests = Requests(config, GENERATOR, KNOWN, MANIFEST, IMAGES)
     networks = program_lib.Networks(GENERATOR, EXTRACTOR, requests.present)
-    device_mesh = mesh.make_mesh(devices)
+    device_mesh = mesh.make_mesh(devices, fsdp)
     program = program_lib.make_program(config, networks, device_mesh)
     request, _ = requests(indices)
     request = request.replace(**changes)
@@ -123,6 +123,18 @@ def run(config, **settings):
 def whole(method):
     """Candidates 0 to 7, one on each device."""
     return run(CONFIGS[method])
+
+
+def test_images_are_equal_bit_for_bit_where_each_device_does_the_same_arithmetic():
+    """One image a device, on eight of them, in groups of four or not; and on one, one by one."""
+    config = CONFIGS["generate"]
+    _, images, verdict = whole("generate")
+    _, grouped, _ = run(config, fsdp=4)
+    np.testing.assert_array_equal(images, grouped)
+    for i in range(len(images)):
+        _, alone, own = run(config, indices=INDICES[i : i + 1], devices=1)
+        np.testing.assert_array_equal(images[i], alone[0])
+        np.testing.assert_array_equal(verdict.score[i], own.score[0])
 
 
 @pytest.mark.parametrize("method", CONFIGS)

@@ -78,7 +78,7 @@ def steps_on(device_mesh, batch, generator=PLAIN, count=2):
     step = train.make_step(generator, COUNTS, device_mesh)
     optimizer = train_state.make_optimizer(generator.config.optimizer, generator.config.steps)
     state = train_state.create(generator.init(), optimizer, train.ema_rule(generator.config))
-    state = jax.device_put(state, mesh.replicated(device_mesh))
+    state = mesh.distribute(state, device_mesh)
     for n in range(count):
         key = jax.random.fold_in(keys.root(0), n)
         state, metrics = step(state, mesh.put(batch, device_mesh), key, ())
@@ -92,11 +92,14 @@ def test_golden_metrics(batch, update_goldens):
 
 def test_one_device_equals_eight(batch):
     one, one_metrics = steps_on(mesh.make_mesh(1), batch)
-    eight, eight_metrics = steps_on(mesh.make_mesh(8), batch)
-    assert one_metrics == pytest.approx(eight_metrics, rel=1e-4)
     # Two Adam steps of 1e-3: an error in a gradient's sign would show as 2e-3 or more.
-    for left, right in zip(jax.tree.leaves(one.ema), jax.tree.leaves(eight.ema), strict=True):
-        np.testing.assert_allclose(left, right, atol=2e-4)
+    for fsdp in (1, 4):
+        eight, eight_metrics = steps_on(mesh.make_mesh(8, fsdp), batch)
+        assert one_metrics == pytest.approx(eight_metrics, rel=1e-4)
+        leaves = jax.tree.leaves(eight.ema)
+        assert all(leaf.sharding.is_fully_replicated for leaf in leaves) == (fsdp == 1)
+        for left, right in zip(jax.tree.leaves(one.ema), leaves, strict=True):
+            np.testing.assert_allclose(left, right, atol=2e-4)
 
 
 def test_every_option_at_once_on_one_device_and_eight(annotated):

@@ -14,7 +14,7 @@ from lt_jax.config.mixing import PolicyConfig
 from lt_jax.mixing import estimators, learn, networks, objectives
 from lt_jax.mixing.rollout import play
 from lt_jax.models import module
-from lt_jax.runtime import checkpoint, keys
+from lt_jax.runtime import checkpoint, keys, mesh
 from tests.mixing.tiny import Bandit, Chain, Fate
 
 ALGORITHMS = ["mappo", "reinforce"]
@@ -44,6 +44,27 @@ def looped(algorithm, seed):
         states.append(state)
         curves.append(metrics)
     return states, curves
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_episodes_shared_by_eight_devices_teach_the_same(algorithm):
+    states, curves = looped(algorithm, 0)
+    learner, _ = shared(algorithm)
+    device_mesh = mesh.make_mesh(8, fsdp=2)
+    split = dataclasses.replace(learner, device_mesh=device_mesh)
+    key = jax.random.key(0)
+    episodes = jax.jit(split.episodes)(states[0].policy, key)
+    assert not episodes.reward.sharding.is_fully_replicated
+    alone = jax.jit(learner.episodes)(states[0].policy, key)
+    np.testing.assert_array_equal(episodes.action, alone.action)
+    state = mesh.replicate(states[0], device_mesh)
+    update = jax.jit(split.update)
+    for curve in curves:
+        state, metrics = update(state)
+        for name, value in curve.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    left, right = (ravel_pytree(held.actor.params)[0] for held in (states[-1], state))
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
 def loudly(actor, key, agents, size):

@@ -188,7 +188,7 @@ def test_there_is_no_way_in_for_test_data():
     assert {field.name for field in dataclasses.fields(proxy_data.ProxyData)} == images | numbers
     assert set(inspect.signature(proxy.make).parameters) == {
         *("data", "config", "classifier", "sampler", "horizon", "together"),
-        *("reference_runs", "seed"),
+        *("reference_runs", "seed", "device_mesh"),
     }
     data = proxy_data.collect(**arrays())
     assert len(data.features) == sum(COUNTS) + sum(POOL) and len(data.policy_val) == sum(SEEN)

@@ -16,7 +16,9 @@ from lt_jax.runtime import checkpoint, files, mesh, train_state
 from lt_jax.runtime.checkpoint import Checkpointer
 
 
-def make_state(seed: int, devices: int = 1, width: int = 64) -> train_state.TrainState:
+def make_state(
+    seed: int, devices: int = 1, width: int = 64, fsdp: int = 1
+) -> train_state.TrainState:
     optimizer = train_state.make_optimizer(OptimizerConfig(warmup_steps=0), 10)
     rng = np.random.default_rng(seed)
     params = {
@@ -27,7 +29,7 @@ def make_state(seed: int, devices: int = 1, width: int = 64) -> train_state.Trai
     gradients = jax.tree.map(jnp.ones_like, params)
     _, opt_state = optimizer.update(gradients, state.opt_state, params)
     state = state.replace(opt_state=opt_state, step=jnp.asarray(seed, jnp.int32))
-    return jax.device_put(state, mesh.replicated(mesh.make_mesh(devices)))
+    return mesh.distribute(state, mesh.make_mesh(devices, fsdp))
 
 
 def assert_equal(left, right) -> None:
@@ -66,6 +68,24 @@ def test_a_train_state_comes_back_bit_for_bit_on_any_number_of_devices(
     assert_equal(restored, state)
     assert restored.params["half"].sharding == target.params["half"].sharding
     jax.jit(lambda s: s, donate_argnums=0)(restored)  # buffers are its own
+
+
+@pytest.mark.parametrize(
+    ("saved_on", "restored_on"), [((8, 4), (1, 1)), ((1, 1), (8, 4)), ((8, 4), (4, 2))]
+)
+def test_a_state_that_is_split_comes_back_on_other_devices_and_groups(
+    opened, saved_on, restored_on
+):
+    state = make_state(3, saved_on[0], fsdp=saved_on[1])
+    opened().save(3, state, {})
+    target = make_state(0, restored_on[0], fsdp=restored_on[1])
+    found = opened().restore(target)
+    assert found is not None
+    assert_equal(found[1], state)
+    kernel = lambda held: held.params["dense"]["kernel"]
+    assert kernel(found[1]).sharding == kernel(target).sharding
+    split = restored_on[1] > 1
+    assert kernel(target).sharding.is_fully_replicated != split
 
 
 def test_where_nothing_was_saved_nothing_is_found(opened):

@@ -190,11 +190,14 @@ def test_a_step_reads_no_label(images):
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_one_device_equals_eight(images, fsdp):
+def test_one_device_equals_eight(images, fsdp, monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 64)  # as are the leaves of a network of these tests
     # Of a whole global batch: were each device's two images compared among themselves alone, the
     # loss would be log(3) and not log(31) where nothing is told apart.
     rows = [*range(14), 3, 3]
     (one, lone), (eight, shared) = one_step(images, 1, rows), one_step(images, 8, rows, fsdp=fsdp)
+    leaves = jax.tree.leaves(eight.params)
+    assert all(leaf.sharding.is_fully_replicated for leaf in leaves) == (fsdp == 1)
     for name in ("loss", "alignment", "uniformity", "gradient_norm"):
         np.testing.assert_allclose(lone[name], shared[name], rtol=1e-4, atol=1e-6)
     assert float(lone["loss"]) > 2.0

@@ -184,7 +184,8 @@ def test_a_flipped_batch_is_taught_flipped_targets():
         np.testing.assert_array_equal(maps[0][ways], maps[1])
 
 
-def test_sharded_over_devices_it_is_the_same_step():
+def test_sharded_over_devices_it_is_the_same_step(monkeypatch):
+    monkeypatch.setattr(mesh, "SMALL", 64)  # as are the leaves of a network of these tests
     images, held = phantoms()
     batch = {
         "image": images[:8],
@@ -201,7 +202,9 @@ def test_sharded_over_devices_it_is_the_same_step():
         )
         state = train_state.create(train.init(RECIPE, (SIZE, SIZE, 1)), optimizer, ema=False)
         state = mesh.distribute(state, device_mesh)
-        _, values = step(state, mesh.put(batch, device_mesh), keys.root(1), ())
+        after, values = step(state, mesh.put(batch, device_mesh), keys.root(1), ())
+        whole = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(after.params)]
+        assert all(whole) == (fsdp == 1)
         losses.append([float(values[name]) for name in ("loss", "box_loss", "gradient_norm")])
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-4)
 

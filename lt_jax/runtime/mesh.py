@@ -21,6 +21,7 @@ from lt_jax.config import ConfigError
 from lt_jax.runtime import distributed
 
 T = TypeVar("T")
+Rows = TypeVar("Rows", np.ndarray, jax.Array)
 
 AXES = ("data", "fsdp")
 ROWS = PartitionSpec(AXES)  # of an array whose first axis is split over all devices
@@ -124,7 +125,7 @@ def part(mesh: Mesh) -> tuple[int, int]:
     return processes.index(jax.process_index()), len(processes)
 
 
-def own(rows: np.ndarray, mesh: Mesh) -> np.ndarray:
+def own(rows: Rows, mesh: Mesh) -> Rows:
     """Those of a batch's `rows` that this process's devices hold."""
     index, parts = part(mesh)
     size = len(rows) // parts

@@ -9,6 +9,10 @@ class UserError(Exception):
     """What was wrong, where, and what to do about it."""
 
 
+class Preempted(Exception):
+    """SIGTERM arrived; what there was to save is saved."""
+
+
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
     """Ends the process with 1 and one line where a user's error, or the system's, comes up."""

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lt_jax.errors import UserError
+from lt_jax.errors import Preempted, UserError
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ def on_first(function: Callable[[], T]) -> T | None:
     """`function()` in the first process, for which the others wait; there None.
 
     Raises:
-      PeerError: in the others, where the first one's function raised.
+      PeerError: in the others, where the first one's function raised; Preempted, where that did.
     """
     if count() == 1:
         return function()
@@ -212,11 +212,15 @@ def on_first(function: Callable[[], T]) -> T | None:
                 result = function()
         except Exception as error:
             failed = error
-    told = agree(None if failed is None else _line(failed))
+    told = agree(failed and {"line": _line(failed), "stopped": isinstance(failed, Preempted)})
     if failed is not None:
         raise failed
+    if told is not None and told["stopped"]:
+        raise Preempted(told["line"])
     if told is not None:
-        raise PeerError(f"process 0 ended with an error, and process {_here.index} with it: {told}")
+        raise PeerError(
+            f"process 0 ended with an error, and process {_here.index} with it: {told['line']}"
+        )
     return result
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
+from lt_jax.errors import Preempted as Preempted
 from lt_jax.errors import UserError
 from lt_jax.runtime import distributed, files, progress
 
@@ -30,10 +31,6 @@ _stop = threading.Event()
 _PATIENT = 0.5  # seconds of waiting for a lock before a line says so
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ONE_HOST = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}  # of NFS and Lustre
-
-
-class Preempted(Exception):
-    """SIGTERM arrived and the current training has been saved."""
 
 
 class NonFiniteError(UserError, FloatingPointError):

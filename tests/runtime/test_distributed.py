@@ -5,12 +5,14 @@ import sys
 
 import pytest
 
+from lt_jax.errors import Preempted
 from lt_jax.runtime import distributed
 from lt_jax.runtime.distributed import DistributedError, Launch
 from tests import processes
 
 JOIN = """
 import jax
+from lt_jax.errors import Preempted
 from lt_jax.runtime import distributed
 jax.config.update("jax_platforms", "cpu")
 distributed.initialize(distributed.Launch("127.0.0.1:{port}", 2, {process}), 1)
@@ -79,3 +81,24 @@ def test_one_process_agrees_with_itself():
     assert distributed.on_first(lambda: 3) == 3
     with pytest.raises(KeyError):
         distributed.on_first(lambda: {}["missing"])
+
+
+@pytest.mark.parametrize("error", [Preempted("SIGTERM: x is saved"), ValueError("bad")])
+def test_the_others_end_as_the_first_does(error, monkeypatch):
+    told = []
+
+    def agree(value):
+        told.append(value)
+        return told[0]
+
+    def first():
+        raise error
+
+    monkeypatch.setattr(distributed, "agree", agree)
+    monkeypatch.setattr(distributed, "_here", distributed._Here(0, 2))
+    with pytest.raises(type(error)):
+        distributed.on_first(first)
+    monkeypatch.setattr(distributed, "_here", distributed._Here(1, 2))
+    stopped = isinstance(error, Preempted)
+    with pytest.raises(Preempted if stopped else distributed.PeerError, match=str(error)):
+        distributed.on_first(first)

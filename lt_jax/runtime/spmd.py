@@ -33,6 +33,11 @@ class Program:
         """As of a jitted function."""
         return self._of(arguments).lower(*arguments)
 
+    def clear_cache(self) -> None:
+        """As of a jitted function."""
+        if self._jitted is not None:
+            self._jitted.clear_cache()
+
     def _of(self, arguments: tuple[Any, ...]) -> Any:
         if self._jitted is None:
             self._jitted = self._build(*arguments)

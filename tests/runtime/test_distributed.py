@@ -1,5 +1,7 @@
 """How processes find each other, and what one alone makes of it; several: tests/test_hosts.py."""
 
+import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +19,83 @@ from lt_jax.runtime import distributed
 jax.config.update("jax_platforms", "cpu")
 distributed.initialize(distributed.Launch("127.0.0.1:{port}", 2, {process}), 1)
 """
+
+
+TOGETHER = """
+import json
+import jax
+import numpy as np
+from lt_jax.runtime import distributed, mesh
+jax.config.update("jax_platforms", "cpu")
+mesh.configure_devices(2, None)
+distributed.initialize(distributed.Launch(), 60)
+everywhere, me = mesh.make_mesh(fsdp=2), jax.process_index()
+rows, square = np.arange(8), np.arange(4096).reshape(64, 64)
+own = mesh.own(rows, everywhere)
+found = {
+    "agreed": distributed.agree({"said by": me}),
+    "alike": [distributed.alike("a"), distributed.alike(str(me))],
+    "own": own.tolist(),
+    "rows": mesh.fetch(mesh.put(own, everywhere)).tolist(),
+    "square": bool((mesh.fetch(mesh.distribute(square, everywhere)) == square).all()),
+    "devices": [everywhere.size, distributed.on_first(lambda: mesh.make_mesh().size)],
+}
+try:
+    distributed.on_first(lambda: 1 / 0)
+except Exception as error:
+    found["error"] = f"{type(error).__name__}: {error}"
+print("FOUND", json.dumps(found))
+"""
+
+
+def cluster(name):
+    """What a launcher tells each of two processes on this machine."""
+    job = processes.free_port()  # of which JAX makes the coordinator's port
+    told = {
+        "slurm": {
+            "SLURM_JOB_ID": str(job),
+            "SLURM_STEP_NODELIST": "127.0.0.1",
+            "SLURM_NTASKS": "2",
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_PROCID": "{0}",
+            "SLURM_LOCALID": "{0}",
+        },
+        "ompi": {
+            "OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:1",
+            "OMPI_COMM_WORLD_SIZE": "2",
+            "OMPI_COMM_WORLD_RANK": "{0}",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "{0}",
+        },
+    }[name]
+    return [{key: text.format(process) for key, text in told.items()} for process in range(2)]
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "ompi"])
+def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER],
+            cwd=processes.ROOT,
+            env={**os.environ, **told},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for told in cluster(launcher)
+    ]
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    first, second = (json.loads(out.decode().split("FOUND")[1]) for out, _ in said)
+    assert (first.pop("own"), second.pop("own")) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert first.pop("devices") == [4, 2] and second.pop("devices") == [4, None]
+    assert first.pop("error") == "ZeroDivisionError: division by zero"
+    assert "PeerError: process 0 ended with an error" in (error := second.pop("error"))
+    assert "division by zero" in error
+    assert first == second == {
+        "agreed": {"said by": 0},
+        "alike": [True, False],
+        "rows": list(range(8)),
+        "square": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from experiments import arms as arms_lib
+from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import sources
 from lt_jax.evaluate import report as report_lib
@@ -313,7 +314,6 @@ def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:
 
 def main(_: list[str]) -> None:
     """Trains the variants, or collects what is finished."""
-    logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     out = pathlib.Path(given.out)
     configs, absent = variants(given.config, given.base, given.seeds, given.parts)
@@ -334,11 +334,10 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "of the system")
+    command.define_config("of the system")
     flags.DEFINE_string("out", None, "folder of the workdirs and their cache", required=True)
     flags.DEFINE_string("base", "", "generator folder that LoRA adapts")
     flags.DEFINE_integer("seeds", 3, "classifiers a variant", lower_bound=2)
     flags.DEFINE_list("parts", [], "some of them, beside the full system; default: all")
     flags.DEFINE_bool("collect", False, "make the table of what is finished")
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    command.experiment(main)

@@ -54,20 +54,32 @@ def use_devices(runtime: RuntimeConfig, folder: pathlib.Path | None) -> None:
     compiled = runtime.compilation_cache or str(folder / ".jax_cache") if folder else None
     mesh.configure_devices(runtime.cpu_devices, compiled)
     if folder is not None:
-        launch = distributed.Launch(
-            flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
-        )
-        distributed.initialize(launch, runtime.host_timeout)
+        distributed.initialize(_launch(), runtime.host_timeout)
+        if distributed.count() > 1:
+            faults.share_sigterm()
+
+
+def _launch() -> distributed.Launch:
+    """As the flags say; a command without these flags is one process."""
+    given = flags.FLAGS
+    if "coordinator" not in given:
+        return distributed.Launch(distributed.NONE)
+    return distributed.Launch(given.coordinator, given.num_processes, given.process_id)
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
-    """SIGTERM ends the process with the code to be queued again, a user's error in one line."""
+def ending(folder: pathlib.Path | None = None) -> Iterator[None]:
+    """SIGTERM ends the process with the code to be queued again, a user's error in one line.
+
+    Args:
+      folder: where the command writes, for errors of the disk; None: as its flags say.
+    """
     logging.set_verbosity(logging.WARNING)  # at INFO, orbax tells a story a checkpoint
-    faults.install_sigterm_handler(flags.FLAGS.grace)
+    grace = flags.FLAGS.grace if "grace" in flags.FLAGS else faults.GRACE
+    faults.install_sigterm_handler(grace)
     try:
         # Of folders and links, which nothing below has put into words.
-        with files.disk_errors(_folder(), "a file of this run"):
+        with files.disk_errors(folder or _folder(), "a file of this run"):
             yield
     except faults.Preempted as stop:
         logging.warning("%s", stop)

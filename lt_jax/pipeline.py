@@ -311,7 +311,7 @@ class Pipeline:
             specs={spec.stage: spec for spec in self.specs},
             store=self.store,
             workdir=self.workdir,
-            mesh=mesh.make_mesh(fsdp=self.config.runtime.fsdp),
+            mesh=mesh.make_mesh(fsdp=1 if distributed.alone() else self.config.runtime.fsdp),
             command=self._command,
         )
 
@@ -338,8 +338,8 @@ class Pipeline:
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
-                self.store.finish(spec, stages.run(spec, folder, context))
-            distributed.barrier(spec.stage)
+                costs = stages.run(spec, folder, context)
+                distributed.on_first(lambda: self.store.finish(spec, costs))
         if spec.stage == "report":
             distributed.on_first(lambda: reporting.publish(folder, self.workdir))
         faults.raise_if_stopping(spec.stage)
@@ -378,7 +378,7 @@ class Pipeline:
             changes = [
                 line
                 for line in differences(json.loads(path.read_text()), new)
-                if not line.startswith(free)
+                if not line.startswith(free) and not line.partition(":")[0].endswith(".remat")
             ]
             if changes:
                 raise config_lib.ConfigError(

@@ -33,7 +33,7 @@ from lt_jax.evaluate.report import picture, reader_figures
 from lt_jax.evaluate.statistics import curves, reading, tables
 from lt_jax.evaluate.statistics.reading import Reading, Study
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import faults, files
+from lt_jax.runtime import distributed, faults, files
 
 COLUMNS = ("reader", "id", "answer")
 AIDED = {"": False, "no": False, "yes": True}
@@ -58,38 +58,50 @@ def load(
       ReadersError: a column is missing, an image or answer is unknown, or one was answered twice;
         the message names the line.
     """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            found = _parse(csv.DictReader(stream), path, ids, classes, positive)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReadersError(f"{path}: cannot be read as a CSV file ({error})") from error
+    if not found:
+        raise ReadersError(f"{path}: no answers")
+    return [found[name] for name in sorted(found)]
+
+
+def _parse(
+    lines: csv.DictReader,
+    path: pathlib.Path,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    positive: str,
+) -> dict[str, Reading]:
     known = {"positive": 1.0, "negative": 0.0}
     known |= {name: float(name == positive) for name in classes}
     row_of = {name: row for row, name in enumerate(ids)}
     found: dict[str, Reading] = {}
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        lines = csv.DictReader(stream)
-        if missing := [name for name in COLUMNS if name not in (lines.fieldnames or ())]:
+    if missing := [name for name in COLUMNS if name not in (lines.fieldnames or ())]:
+        raise ReadersError(
+            f"{path}: no column {missing[0]!r}; takes {', '.join(COLUMNS)} and, optionally, aided"
+        )
+    for line in lines:
+        values = {name: (line.get(name) or "").strip() for name in (*COLUMNS, "aided")}
+        at = f"{path}, line {lines.line_num}"
+        if values["id"] not in row_of:
+            raise ReadersError(f"{at}: {values['id']!r} is no test image of this run")
+        if values["answer"] not in known:
             raise ReadersError(
-                f"{path}: no column {missing[0]!r}; takes {', '.join(COLUMNS)} and, optionally, "
-                "aided"
+                f"{at}: answer {values['answer']!r}; takes one of {', '.join(known)}"
             )
-        for line in lines:
-            values = {name: (line.get(name) or "").strip() for name in (*COLUMNS, "aided")}
-            at = f"{path}, line {lines.line_num}"
-            if values["id"] not in row_of:
-                raise ReadersError(f"{at}: {values['id']!r} is no test image of this run")
-            if values["answer"] not in known:
-                raise ReadersError(
-                    f"{at}: answer {values['answer']!r}; takes one of {', '.join(known)}"
-                )
-            if not values["reader"] or values["aided"] not in AIDED:
-                raise ReadersError(f"{at}: takes a reader's name, and aided yes, no or nothing")
-            unread = lambda: np.full(len(ids), np.nan)
-            name = values["reader"]
-            one = found.setdefault(name, Reading(name, unread(), unread()))
-            answers = one.aided if AIDED[values["aided"]] else one.alone
-            if not np.isnan(answers[row_of[values["id"]]]):
-                raise ReadersError(f"{at}: {name} has answered {values['id']!r} before")
-            answers[row_of[values["id"]]] = known[values["answer"]]
-    if not found:
-        raise ReadersError(f"{path}: no answers")
-    return [found[name] for name in sorted(found)]
+        if not values["reader"] or values["aided"] not in AIDED:
+            raise ReadersError(f"{at}: takes a reader's name, and aided yes, no or nothing")
+        unread = lambda: np.full(len(ids), np.nan)
+        name = values["reader"]
+        one = found.setdefault(name, Reading(name, unread(), unread()))
+        answers = one.aided if AIDED[values["aided"]] else one.alone
+        if not np.isnan(answers[row_of[values["id"]]]):
+            raise ReadersError(f"{at}: {name} has answered {values['id']!r} before")
+        answers[row_of[values["id"]]] = known[values["answer"]]
+    return found
 
 
 def run(pipeline: Pipeline, answers: pathlib.Path, positive: str, out: pathlib.Path) -> Study:
@@ -194,9 +206,12 @@ def main(_: list[str]) -> None:
     with command.ending():
         line = command.line("lt_jax.readers")
         pipeline = Pipeline(command.config(), command.workdir(), command.cache(), line)
-        answers = pathlib.Path(flags.FLAGS.answers)
-        print(text(run(pipeline, answers, flags.FLAGS.positive, out)))
-        print(f"written: {out / 'readers.json'}, {out / 'figures'}")
+        command.use_devices(pipeline.config.runtime, command.cache() or command.workdir())
+        answers, positive = pathlib.Path(flags.FLAGS.answers), flags.FLAGS.positive
+        found = distributed.on_first(lambda: run(pipeline, answers, positive, out))
+        if found is not None:
+            print(text(found))
+            print(f"written: {out / 'readers.json'}, {out / 'figures'}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from absl import logging
 
 from lt_jax import command
 from lt_jax.evaluate.statistics import tables
+from lt_jax.runtime import faults
 from lt_jax.sweep import collect as collect_lib
 from lt_jax.sweep import definition, driver, jobs, search, states, trial
 from lt_jax.sweep.states import Planned, State, SweepError
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; a user's error is one line, SIGTERM ends it with 75."""
     logging.use_absl_handler()
     given = _parser().parse_args(argv)
-    with command.ending():
+    with command.ending(given.out):
         given.run(given)
 
 
@@ -38,12 +39,13 @@ def _run(given: argparse.Namespace) -> None:
     planned, source = [], None
     if sweep.search is None:
         wanted = definition.trials(sweep)  # all are checked before anything is written
-        planned = [states.write(out, one, sweep.stages, cache) for one in wanted]
-        states.add_to_order(out, [one.name for one in wanted])
+        with faults.lock(out):  # a sweep that is driven is not planned anew
+            planned = [states.write(out, one, sweep.stages, cache) for one in wanted]
+            states.add_to_order(out, [one.name for one in wanted])
     else:
-        out.mkdir(parents=True, exist_ok=True)
-        source = search.Study(out, sweep, cache, given.search or search.SAMPLERS[0])
-        planned = states.all_in(out)
+        with faults.lock(out):
+            source = search.Study(out, sweep, cache, given.search or search.SAMPLERS[0])
+            planned = states.all_in(out)
     found = driver.run(out, planned, _executor(given), source, deaths=given.deaths)
     if source is not None and sweep.search is not None and (best := source.best()):
         print(f"best on {sweep.search.objective}: {best[1]:.4g} by trial {best[0]} (the best of "

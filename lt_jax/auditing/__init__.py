@@ -1,11 +1,11 @@
 """The stage audit: measurements of the generator and of its pool, each a part with its artifact.
 
-  nearness        synthetic and held-out images' likeness to train      evaluate.privacy
-  membership      who was in train, by the generator's loss             evaluate.privacy
-  probe           whether a classifier sees that an image is synthetic  evaluate.artefacts
-  diversity       MS-SSIM between images of a class                     evaluate.diversity
+  nearness        synthetic and held-out images' likeness to train      evaluate.images.privacy
+  membership      who was in train, by the generator's loss             evaluate.images.privacy
+  probe           whether a classifier sees that an image is synthetic  evaluate.images.artefacts
+  diversity       MS-SSIM between images of a class                     evaluate.images.diversity
   accuracy_score  what a classifier learns from synthetic images alone  auditing.accuracy_score
-  inception       FD, KID and manifolds on Inception's features         evaluate.fidelity
+  inception       FD, KID and manifolds on Inception's features         evaluate.images.fidelity
 
 None of them is read by another stage but the report. They see train, policy_val and val images; the
 test split's labels are masked here as everywhere, and predictions of its images are judged by the

@@ -195,7 +195,7 @@ def _real(context: Context, split: str) -> artefacts.Part | None:
 
 
 def diversity(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], Ledger]:
-    """{"pairs": of a class at most, "classes": [{"class", what `evaluate.diversity.compared` says
+    """{"pairs": of a class at most, "classes": [{"class", what `diversity.compared` says
     of accepted and of train images}], "macro": {"synthetic", "real", "difference", "classes"}},
     means over the classes that have both."""
     del folder

@@ -137,13 +137,17 @@ def measure(
             costs.flops = each * passes * len(rows)
         left = np.arange(done, len(rows))
         measured = spmd.over_rows(program, params, left, batch_size, read)
-        for number, losses in enumerate(measured, 1):
-            found.append(losses)
-            done += len(losses)
-            bar.update(done)
-            if number % SAVE_EVERY == 0 or done == len(rows) or faults.stopping():
+        try:
+            for number, losses in enumerate(measured, 1):
+                found.append(losses)
+                done += len(losses)
+                bar.update(done)
+                if number % SAVE_EVERY == 0 or done == len(rows):
+                    _keep(path, np.concatenate(found))
+        except faults.Preempted:
+            if found:
                 _keep(path, np.concatenate(found))
-                faults.raise_if_stopping(f"audit membership, image {done}")
+            raise
     costs.images = len(rows) * passes
     clock.read()
     return Losses(np.concatenate(found), costs)

@@ -5,6 +5,9 @@ of all. What is not a device's work is done by all alike (a plan, a verdict), or
 (`on_first`): it alone writes, while the others wait and then read. What decides how a program goes
 on, and is read from outside it (files, signals, clocks), is told by the first (`agree`).
 
+JAX is imported where several processes use it: whoever writes a file imports this module, be it as
+small as what starts a sweep's trial.
+
 Within `on_first` the first process is alone: nobody answers a collective, so that `agree` and
 `barrier` do nothing there and a mesh is made of its own devices.
 """
@@ -18,10 +21,6 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
-
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from lt_jax.errors import Preempted, UserError
 
@@ -85,6 +84,8 @@ def initialize(launch: Launch, timeout: int) -> None:
     arguments = _arguments(launch, os.environ)
     if arguments is None:
         return
+    import jax
+
     # Between CPUs of several processes; accelerators have their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Where it has waited in vain, JAX ends the process with a stack trace: this comes before.
@@ -166,6 +167,11 @@ def count() -> int:
     return 1 if _here.alone else _here.count
 
 
+def alone() -> bool:
+    """Whether this is within `on_first` of several processes."""
+    return _here.alone
+
+
 def is_first() -> bool:
     """Whether this is the process that writes."""
     return _here.index == 0
@@ -175,6 +181,9 @@ def agree(value: T) -> T:
     """The first process's `value` (JSON), in all processes."""
     if count() == 1:
         return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     raw = json.dumps(value).encode() if is_first() else b""
     length = int(multihost_utils.broadcast_one_to_all(np.array([len(raw)], np.int32))[0])
     padded = np.zeros(max(_LEAST_BYTES, 1 << (length - 1).bit_length()), np.uint8)
@@ -187,6 +196,9 @@ def alike(text: str) -> bool:
     """Whether all processes have the same text."""
     if count() == 1:
         return True
+    import numpy as np
+    from jax.experimental import multihost_utils
+
     mine = np.array([zlib.crc32(text.encode())], np.uint32)
     return len(np.unique(multihost_utils.process_allgather(mine))) == 1
 
@@ -194,6 +206,8 @@ def alike(text: str) -> bool:
 def barrier(name: str) -> None:
     """Waits for all processes: what each has written before, the others can read behind it."""
     if count() > 1:
+        from jax.experimental import multihost_utils
+
         multihost_utils.sync_global_devices(name)
 
 
@@ -231,6 +245,8 @@ def preempted() -> bool:
     """
     if count() == 1:
         return False
+    from jax.experimental import multihost_utils
+
     _here.ticks += 1
     return multihost_utils.reached_preemption_sync_point(_here.ticks)
 

@@ -7,6 +7,7 @@ what SIGKILL would lose at that moment: the work since the last save.
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -27,7 +28,8 @@ REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: what schedulers take as "run me again"
 # Seconds from SIGTERM to the end at most. Slurm (KillWait) and Kubernetes kill after 30.
 GRACE = 25.0
 
-_stop = threading.Event()
+_stop = threading.Event()  # it came to this process
+_agreed = threading.Event()  # and all processes of the run know
 _PATIENT = 0.5  # seconds of waiting for a lock before a line says so
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ONE_HOST = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}  # of NFS and Lustre
@@ -77,11 +79,38 @@ def _end_in_time(listening: int, grace: float) -> None:
     os._exit(REQUEUE_EXIT_CODE)
 
 
+def share_sigterm() -> None:
+    """Hears SIGTERM beside JAX, which tells all processes; call it once they have met.
+
+    JAX's notifier, in C++, takes the signal for itself: neither deadline nor a first process that
+    works alone would hear of it. This puts Python's handler before it, which passes it on.
+    """
+    library = ctypes.CDLL(None)
+    library.signal.restype = ctypes.c_void_p
+    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    before = library.signal(signal.SIGTERM, None)
+    if not before or before == int(signal.SIG_IGN):
+        tell = lambda: None
+    else:
+        notifier = ctypes.CFUNCTYPE(None, ctypes.c_int)(before)
+        tell = lambda: notifier(signal.SIGTERM)
+
+    def heard(*_: object) -> None:
+        _stop.set()
+        tell()
+
+    signal.signal(signal.SIGTERM, heard)
+    if _stop.is_set():  # it came while they met
+        tell()
+
+
 def stopping() -> bool:
     """Whether SIGTERM has arrived, at any process: all are told at the same call."""
-    if not _stop.is_set() and distributed.preempted():
-        _stop.set()
-    return _stop.is_set()
+    if distributed.count() == 1:
+        return _stop.is_set() or _agreed.is_set()
+    if not _agreed.is_set() and distributed.preempted():
+        _agreed.set()
+    return _agreed.is_set()
 
 
 def raise_if_stopping(what: str) -> None:

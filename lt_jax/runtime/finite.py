@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lt_jax.runtime import faults
+from lt_jax.runtime import faults, mesh
 from lt_jax.shapes import Array
 
 
@@ -19,7 +19,7 @@ def require(tree: Any, what: str) -> None:
         for path, leaf in jax.tree.leaves_with_path(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
-    held = jax.device_get(_finite([leaf for _, leaf in named]))
+    held = mesh.fetch(_finite([leaf for _, leaf in named]))
     if bad := [
         jax.tree_util.keystr(path) for (path, _), ok in zip(named, held, strict=True) if not ok
     ]:

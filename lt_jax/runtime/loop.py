@@ -188,7 +188,7 @@ class Loop:
         return mesh.put(dict(batch), self._mesh)
 
     def _read(self, n: int, values: dict[str, Array]) -> None:
-        host = {name: float(value) for name, value in jax.device_get(values).items()}
+        host = {name: float(value) for name, value in mesh.fetch(values).items()}
         bad = [name for name, value in host.items() if not math.isfinite(value)]
         if bad:
             raise faults.NonFiniteError(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
 from lt_jax import pipeline
-from lt_jax.config import ConfigError
+from lt_jax.config import ConfigError, json_file
 from lt_jax.evaluate import metrics
 from lt_jax.sweep.space import SEEDS, Distribution, Overrides
 
@@ -138,10 +138,7 @@ def base_of(path: str) -> dict[str, Any]:
     """The config that a sweep varies, as nested plain values."""
     file = pathlib.Path(path)
     if file.suffix == ".json":
-        try:
-            return json.loads(file.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+        return json_file.read(file, config_lib.Config).to_dict()
     return _module(file, "get_config")().copy_and_resolve_references().to_dict()
 
 

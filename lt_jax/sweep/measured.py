@@ -22,7 +22,7 @@ from lt_jax.evaluate import metrics
 from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import files
+from lt_jax.runtime import arrays, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.sweep.definition import Search, told
@@ -100,8 +100,8 @@ def _on(
     manifest: SplitManifest,
     truth: Truth,
 ) -> Run:
-    path = run.store.folder(specs[stage]) / "predictions.npz"
-    saved = np.load(path, allow_pickle=False)
+    path = run.store.intact(specs[stage]) / "predictions.npz"
+    saved = arrays.load(path)
     if [*saved[f"{split}_ids"]] != [manifest.ids[row] for row in manifest.rows(split)]:
         raise SweepError(f"{path} holds other {split} images than the manifest; delete its folder")
     probabilities = metrics.softmax(saved[f"{split}_logits"].astype(np.float64), str(path))

@@ -82,10 +82,10 @@ def folder_of(out: pathlib.Path, name: str) -> pathlib.Path:
 def owned(folder: pathlib.Path) -> None:
     """Refuses a folder that another user owns or may write into: jobs in it are run as they are."""
     found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWOTH | stat.S_IWGRP):
         raise SweepError(
             f"{folder}: another user owns it or may write into it, and what lies there is run; "
-            "take a folder of your own (chmod o-w)"
+            "take a folder of your own (chmod go-w)"
         )
 
 
@@ -147,7 +147,8 @@ def add_to_order(out: pathlib.Path, names: Sequence[str]) -> None:
         files.write_atomically(path, json.dumps(order), "the order of trials")
 
 
-def _marked(folder: pathlib.Path) -> Status:
+def marked(folder: pathlib.Path) -> Status:
+    """What is written down, whether it runs or not."""
     path = folder / "state.json"
     if not path.exists():
         return Status()
@@ -164,19 +165,14 @@ def mark(folder: pathlib.Path, status: Status) -> None:
 def status(folder: pathlib.Path) -> Status:
     """Where a trial stands now."""
     running = faults.held(folder)
-    marked = _marked(folder)  # after the lock, which falls after the mark is made
-    return dataclasses.replace(marked, state=State.RUNNING) if running else marked
-
-
-def marked(folder: pathlib.Path) -> Status:
-    """What is written down; for who holds the trial's lock."""
-    return _marked(folder)
+    now = marked(folder)  # after the lock, which falls after the mark is made
+    return dataclasses.replace(now, state=State.RUNNING) if running else now
 
 
 def give_up(folder: pathlib.Path, error: str) -> None:
     """Marks a trial that nobody runs as failed."""
     with faults.lock(folder, patience=1.0):
-        now = _marked(folder)
+        now = marked(folder)
         if now.state is State.WAITING:
             mark(folder, dataclasses.replace(now, state=State.FAILED, error=error))
 
@@ -184,7 +180,7 @@ def give_up(folder: pathlib.Path, error: str) -> None:
 def put_back(folder: pathlib.Path) -> bool:
     """Makes a failed trial wait again, all its starts forgotten; whether it had failed."""
     with faults.lock(folder, patience=1.0):
-        failed = _marked(folder).state is State.FAILED
+        failed = marked(folder).state is State.FAILED
         if failed:
             mark(folder, Status())
     return failed

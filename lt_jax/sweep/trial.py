@@ -72,7 +72,7 @@ def main() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)
-    faults.install_sigterm_handler()
+    faults.install_sigterm_handler(faults.GRACE)
     sys.exit(carry_out(pathlib.Path(sys.argv[1]), run_pipeline))
 
 

@@ -135,7 +135,8 @@ def _check(readings: Sequence[Reading], positive: Bool[np.ndarray, "n"]) -> None
     if not readings:
         raise ValueError("no reader; takes one or more")
     for one in readings:
-        for how, answers in (("alone", one.alone), ("aided", one.aided)):
+        both = np.where(np.isnan(one.aided), np.nan, one.alone)
+        for how, answers in (("alone", one.alone), ("aided", one.aided), ("both ways", both)):
             asked = positive[~np.isnan(answers)]
             if len(asked) and (asked.all() or not asked.any()):
                 kind = "positive" if asked.all() else "negative"

@@ -317,8 +317,8 @@ def _loader(name: str, config: Config, images: Images, rows: Sequence[np.ndarray
     )
     mixture = controllers.real_only(np.array([len(r) for r in rows]), "instance").mixture(())
     stream.set_mixture(mixture.class_weight, mixture.share)
-    # grain holds two batches, one is under way, and each worker holds and makes one.
-    drain = 3 + 2 * config.runtime.loader_workers
+    # grain holds four batches, one is under way, and each worker holds and makes one.
+    drain = 6 + 2 * config.runtime.loader_workers
     return Case(name, lambda: next(stream), size, drain=drain, close=stream.close)
 
 

@@ -1,6 +1,6 @@
 r"""What a training's loop takes beside its steps: waiting for batches, checkpoints, logging.
 
-    python -m experiments.throughput.overheads [--out=FILE.json]
+    python -m experiments.throughput.overheads [--only=digits] [--out=FILE.json]
 
 The product's own training of a generator, loader, loop, checkpoints and logs included, on the
 demo's config and at 64 px with a reduced network, once to compile and then timed a few times, anew
@@ -162,6 +162,7 @@ def _main(argv: Sequence[str]) -> None:
     result = {
         name: measure(config, count, classes, device_mesh, values.turns)
         for name, (config, count, classes) in problems(values.steps).items()
+        if values.only in name
     }
     print(table(result))
     if values.out:
@@ -171,6 +172,7 @@ def _main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("steps", 100, "updates of a training", lower_bound=2)
+    flags.DEFINE_string("only", "", "trainings whose name has this in it")
     flags.DEFINE_integer("turns", 3, "timed trainings", lower_bound=1)
     flags.DEFINE_string("out", None, "JSON file to write")
     app.run(_main)

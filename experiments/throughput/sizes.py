@@ -17,6 +17,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ from jax.sharding import Mesh
 from experiments.throughput import cases as cases_lib
 from experiments.throughput import contests, sampling, timing
 from experiments.throughput.cases import Case
-from lt_jax.config import AugmentConfig, ClassifierConfig, Config, ResNetConfig, ViTConfig
+from lt_jax.config import AugmentConfig, ClassifierConfig, Config, ViTConfig
 from lt_jax.data import duplicates
 from lt_jax.runtime import mesh
 
@@ -40,10 +41,9 @@ SIZES = {
 }
 _BATCH = 4
 _VIT = ViTConfig(variant="custom", width=32, depth=2, heads=2, mlp=64, patch_size=4)
-_RESNET = ResNetConfig(channels=(8, 16, 16), blocks=(1, 1, 1))
 
 
-def reduced(side: int, attends: bool = False, kind: str = "vit") -> Config:
+def reduced(side: int, attends: bool = False) -> Config:
     """A config of small networks; `attends`: attention at a fourth of the side."""
     config = contests.load("configs/digits.py")
     unet = dataclasses.replace(
@@ -54,7 +54,7 @@ def reduced(side: int, attends: bool = False, kind: str = "vit") -> Config:
     generator = dataclasses.replace(
         config.generator, model=unet, batch_size=_BATCH, augment=augment
     )
-    model = ClassifierConfig(kind=kind, vit=_VIT, resnet=_RESNET)
+    model = ClassifierConfig(vit=_VIT)
     part = {"batch_size": _BATCH, "model": model, "augment": augment}
     return dataclasses.replace(
         config,
@@ -73,7 +73,6 @@ def by_pixels(side: int, device_mesh: Mesh, folder: pathlib.Path) -> dict[str, C
     return {
         "UNet training": train(reduced(side), 10, device_mesh),
         "UNet training, attention at side / 4": train(reduced(side, True), 10, device_mesh),
-        "ResNet training": classify(reduced(side, kind="resnet"), 10, device_mesh),
         "ViT training, patch 4": classify(reduced(side), 10, device_mesh),
     }
 
@@ -97,8 +96,8 @@ def by_classes(classes: int, device_mesh: Mesh, folder: pathlib.Path) -> dict[st
     config = reduced(8)
     return {
         "ViT training, patch 4": cases_lib.classifier_training(config, classes, device_mesh),
-        "sampling with gates, 2 steps": sampling.fused(config, classes, device_mesh, 4_000),
-        "a batch of the loader": cases_lib.memory_loader(config, classes, folder, 4_000),
+        "sampling with gates, 2 steps": sampling.fused(config, classes, device_mesh, 2_000),
+        "a batch of the loader": cases_lib.memory_loader(config, classes, folder, 2_000),
     }
 
 
@@ -128,6 +127,8 @@ def measure(
             }  # fmt: skip
             before[name] = row
             rows.append(row)
+            said = f"{name}, {size:,} {axis}: {1e3 * spent.median:,.3g} ms"
+            print(said, file=sys.stderr, flush=True)
         jax.clear_caches()
     return rows
 

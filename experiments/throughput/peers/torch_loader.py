@@ -44,8 +44,9 @@ def case(name: str, store: Images, labels: np.ndarray, batch_size: int, workers:
         if workers:
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
-    # Two batches wait in each worker, and one is made.
+    # Two batches wait in each worker, and one is made; and while these are thrown away, a loader
+    # whose turn it was before gets to fill its buffer, which it would else do in this one's turn.
     return Case(
-        name, lambda: next(batches), batch_size, drain=1 + 3 * workers, wait=lambda _: None,
+        name, lambda: next(batches), batch_size, drain=8 + 3 * workers, wait=lambda _: None,
         close=close,
     )  # fmt: skip

@@ -1,9 +1,10 @@
 """The stage mixing: policies learned on a proxy classifier, and what they are compared with there.
 
-A policy a seed is learned (`mixing.learn`), all seeds in one program whose devices share the seeds,
-or where they cannot, the episodes of an update, on train and policy_val
+A policy a seed is learned (`mixing.learn`), all seeds in one program, on train and policy_val
 images and the pool's accepted ones: on their features, or as they are, by the network of
-`classify`. Its greedy episode on the proxy is the schedule that `policy_schedule` replays;
+`classify`. Devices share the seeds or, where seeds do not divide evenly over them, the episodes of
+an update.
+A policy's greedy episode on the proxy is the schedule that `policy_schedule` replays;
 `random_search` has as many trainings of the same proxy and keeps the best of its random schedules.
 Validation and test images are never asked for.
 """

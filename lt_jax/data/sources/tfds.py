@@ -82,9 +82,8 @@ def _example(examples: Any, split: str, index: int, name: str) -> Mapping[str, A
     """One example; raises SourceError where its file is cut short or its image is no image."""
     try:
         example = examples[index]
-        if any(
-            value is None for value in example.values()
-        ):  # so where the file ends before its own index
+        # So where the file ends before its own index.
+        if any(value is None for value in example.values()):
             raise ValueError("it is empty")
         return example
     except Exception as error:  # the readers raise bare RuntimeErrors, IndexErrors and others

@@ -81,5 +81,9 @@ def test_answers_that_cannot_be_scored_are_refused_with_their_line(finished, tmp
         path = write(tmp_path / "a.csv", rows, *([columns] if columns else []))
         with pytest.raises(ReadersError, match=message):
             readers.run(finished, path, "malignant", tmp_path / "out")
+    (tmp_path / "latin.csv").write_bytes(b"reader,id,answer\nJos\xe9,x,benign\n")
+    for unreadable in (tmp_path / "latin.csv", tmp_path / "none.csv"):
+        with pytest.raises(ReadersError, match="cannot be read as a CSV file"):
+            readers.run(finished, unreadable, "malignant", tmp_path / "out")
     with pytest.raises(ConfigError, match="--positive: got 'cat'; takes one of benign, malignant"):
         readers.run(finished, path, "cat", tmp_path / "out")

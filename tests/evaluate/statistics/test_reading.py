@@ -117,5 +117,10 @@ def test_images_of_one_kind_and_no_readers_are_refused():
     unread = np.full(N, np.nan)
     with pytest.raises(ValueError, match="'a', alone: all 60 images answered are positive"):
         reading.study([Reading("a", one_kind, unread)], [arm], 1, truth)
+    # Both kinds alone and both kinds aided, but only positive ones both ways.
+    aided = np.where((truth.labels == 1) | (np.arange(N) == 0), 1.0, np.nan)
+    alone = np.where(np.arange(N) == 0, np.nan, 1.0)
+    with pytest.raises(ValueError, match="'a', both ways: all 60 images answered are positive"):
+        reading.study([Reading("a", alone, aided)], [arm], 1, truth)
     with pytest.raises(ValueError, match="no reader"):
         reading.study([], [arm], 1, truth)

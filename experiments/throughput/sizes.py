@@ -179,6 +179,9 @@ def draw(rows: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         for power in (1, 2):
             panel.plot(sizes, least * (sizes / sizes[0]) ** power, "--", color="0.8", lw=0.8)
         panel.set(xscale="log", yscale="log", xlabel=axis, ylabel="ms a call")
+        panel.set_ylim(least / 2, 4e3 * max(row["seconds"]["median"] for row in own))
+        panel.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        panel.minorticks_off()
         panel.legend(fontsize=6, frameon=False)
     figure.savefig(path, dpi=110)
 

@@ -13,7 +13,7 @@ from lt_jax.detect.decode import Detections
 from lt_jax.evaluate.images import cross_fitting, diversity, fidelity, umap
 from lt_jax.evaluate.report import picture
 from lt_jax.evaluate.statistics import resampling
-from lt_jax.runtime import faults
+from lt_jax.runtime import faults, mesh, spmd
 
 RNG = np.random.default_rng(0)
 FEATURES = RNG.normal(size=(40, 6))
@@ -22,14 +22,18 @@ ROWS = np.arange(4)
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 
 
+def _program(found):
+    return spmd.jit_rows(lambda params, images: found, mesh.make_mesh(1))
+
+
 def _classify():
     logits = np.zeros((2, 3), np.float32)
-    predict.predict(lambda params, images: (logits, logits), {}, IMAGES, ROWS, 2)
+    predict.predict(_program((logits, logits)), {}, IMAGES, ROWS, 2)
 
 
 def _detect():
     found = Detections(np.zeros((2, 1, 4)), np.zeros((2, 1)), np.zeros((2, 1), np.int32))
-    detect_predict.predict(lambda params, images: found, {}, IMAGES, ROWS, 2)
+    detect_predict.predict(_program(found), {}, IMAGES, ROWS, 2)
 
 
 def _prepare(folder):

@@ -63,9 +63,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()  # closes what it reads, upon which it ends
 
     def _read(self) -> str:
         assert self._process.stdout is not None

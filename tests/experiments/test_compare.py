@@ -68,7 +68,7 @@ def test_every_suite_has_the_stages():
 
 @pytest.mark.slow
 def test_the_tiny_suite_runs():
-    result = compare.run("tiny", "", repetitions=1, seconds=0.0)
+    result = compare.run("tiny", "", mesh.make_mesh(1), repetitions=1, seconds=0.0)
     assert len(result["contests"]) == len(contests.tiny())
     for contest in result["contests"]:
         assert contest["rows"][0]["rate"]["median"] > 0

@@ -105,9 +105,11 @@ def study(
     weights = np.concatenate([np.ones((len(positive), 1)), drawn], axis=1)
     alone = [one for one in readings if not np.isnan(one.alone).all()]
     both = [one for one in readings if not (np.isnan(one.alone) | np.isnan(one.aided)).all()]
-    gaps = {arm.name: _beyond(arm, label, alone, positive, weights, seed) for arm in arms}
+    rates = [_rates(one.alone, positive, weights) for one in alone]
+    gaps = {arm.name: _beyond(arm, label, alone, rates, positive, weights, seed) for arm in arms}
     gaps = {name: gap for name, gap in gaps.items() if len(gap)}
-    helped = {metric: _help(both, metric, positive, weights) for metric in METRICS if both}
+    gains = [_help(one, positive, weights) for one in both]
+    helped = {metric: [gain[metric] for gain in gains] for metric in METRICS if both}
     mean = lambda found: _compared(_mean(found, seed), len(found))
     each = lambda found, who: {
         one.reader: _compared(draws, 1) for one, draws in zip(who, found, strict=True)
@@ -152,24 +154,29 @@ def _rates(
     weights: Float[np.ndarray, "n r"],
 ) -> dict[str, Float[np.ndarray, "r"]]:
     """The metrics of answered images in every column."""
-    asked = ~np.isnan(answers)
-    hit = np.where(positive, answers == 1, answers == 0)
+    hit = answers == positive
     total: dict[str, Float[np.ndarray, "r"]] = {}
-    for name, who in (("accuracy", asked), ("sensitivity", positive), ("specificity", ~positive)):
-        mine = weights[asked & who]
-        held = mine.sum(axis=0)
-        right = (mine * hit[asked & who][:, None]).sum(axis=0)
+    for name, who in _among(answers, positive).items():
+        held = weights[who].sum(axis=0)
+        right = (weights[who] * hit[who][:, None]).sum(axis=0)
         total[name] = np.divide(right, held, out=np.full(len(held), np.nan), where=held > 0)
     return total
 
 
-def _point(answers: Float[np.ndarray, "n"], positive: np.ndarray, truth: Truth) -> Point:
+def _among(
+    answers: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]
+) -> dict[str, Bool[np.ndarray, "n"]]:
+    """The answered images that each of METRICS is a share of."""
     asked = ~np.isnan(answers)
-    hit = np.where(positive, answers == 1, answers == 0).astype(np.float64)
-    among = {"accuracy": asked, "sensitivity": asked & positive, "specificity": asked & ~positive}
+    kinds = (asked, asked & positive, asked & ~positive)
+    return dict(zip(METRICS, kinds, strict=True))
+
+
+def _point(answers: Float[np.ndarray, "n"], positive: np.ndarray, truth: Truth) -> Point:
+    hit, among = (answers == positive).astype(np.float64), _among(answers, positive)
     ends = {name: intervals.share_of(hit, truth.groups, who) for name, who in among.items()}
     return Point(
-        images=int(asked.sum()),
+        images=int(np.count_nonzero(~np.isnan(answers))),
         share={name: float(hit[who].mean()) for name, who in among.items()},
         ci95={name: found for name, found in ends.items() if found is not None},
     )
@@ -179,19 +186,19 @@ def _beyond(
     arm: ArmPredictions,
     label: int,
     readings: Sequence[Reading],
+    rates: Sequence[Mapping[str, Float[np.ndarray, "r"]]],
     positive: Bool[np.ndarray, "n"],
     weights: Float[np.ndarray, "n r"],
     seed: int,
 ) -> list[Float[np.ndarray, "r"]]:
-    """(1) of each reader, in every column; the runs of the first column are all of them."""
+    """(1) of each reader, whose `rates` are given, in every column; the first has all runs."""
     m = len(arm.seeds)
     drawn = resampling.seed_weights(arm.seeds, weights.shape[1] - 1, seed)
     of_runs = np.concatenate([np.full((m, 1), 1 / m), drawn], axis=1)
     found = []
-    for one in readings:
+    for one, point in zip(readings, rates, strict=True):
         asked = ~np.isnan(one.alone)
         mine, kind = weights[asked], positive[asked]
-        point = _rates(one.alone, positive, weights)
         # A copy that lost all images of one kind has no curve.
         whole = (mine[kind].sum(axis=0) > 0) & (mine[~kind].sum(axis=0) > 0)
         gap = np.full(weights.shape[1], np.nan)
@@ -208,16 +215,14 @@ def _beyond(
 
 
 def _help(
-    readings: Sequence[Reading], metric: str, positive: np.ndarray, weights: np.ndarray
-) -> list[Float[np.ndarray, "r"]]:
-    """(3) of each reader, in every column."""
-    found = []
-    for one in readings:
-        apart = np.isnan(one.alone) | np.isnan(one.aided)
-        aided, alone = (np.where(apart, np.nan, how) for how in (one.aided, one.alone))
-        both = (_rates(how, positive, weights)[metric] for how in (aided, alone))
-        found.append(next(both) - next(both))
-    return found
+    one: Reading, positive: np.ndarray, weights: np.ndarray
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """(3) of one reader, in every column."""
+    apart = np.isnan(one.alone) | np.isnan(one.aided)
+    aided, alone = (
+        _rates(np.where(apart, np.nan, how), positive, weights) for how in (one.aided, one.alone)
+    )
+    return {metric: aided[metric] - alone[metric] for metric in METRICS}
 
 
 def _right(one: Reading, positive: np.ndarray, truth: Truth) -> hypothesis.McNemar:

@@ -374,11 +374,11 @@ class Pipeline:
         new = json.loads(self._resolved())
         if path.exists() and not accept_config_change:
             # What changes no result may change between runs.
-            free = ("config.runtime.", "config.data.decode_once_mib", "config.data.follow_links")
+            free = config_lib.free_paths(self.config)
             changes = [
                 line
                 for line in differences(json.loads(path.read_text()), new)
-                if not line.startswith(free) and not line.partition(":")[0].endswith(".remat")
+                if not line.startswith("config.runtime.") and line.partition(":")[0] not in free
             ]
             if changes:
                 raise config_lib.ConfigError(

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
+from configs import digits
 from lt_jax import config as config_lib
+from lt_jax.pipeline import Pipeline
 
 
 def test_defaults_round_trip():
@@ -45,3 +47,22 @@ def test_fields_that_change_no_result_stay_out_of_keys():
     assert config_lib.key_fields(data) != config_lib.key_fields(
         dataclasses.replace(data, image_size=8)
     )
+    free = config_lib.free_paths(config_lib.Config())
+    assert {"config.data.decode_once_mib", "config.generator.model.remat"} <= free
+    assert {path for path in free if path.startswith("config.data.")} == {
+        f"config.data.{name}"
+        for name in config_lib.to_dict(data).keys() - config_lib.key_fields(data)
+    }
+
+
+def test_a_workdir_takes_another_value_of_such_a_field_and_of_no_other(tmp_path):
+    values = digits.get_config()
+    Pipeline(values, tmp_path)._claim(False)
+    with values.unlocked():
+        values.extractor.model.vit.remat = "blocks"
+        values.runtime.log_every = 7
+    Pipeline(values, tmp_path)._claim(False)
+    with values.unlocked():
+        values.extractor.steps = 7
+    with pytest.raises(config_lib.ConfigError, match=r"extractor\.steps: \d+ there, 7 here"):
+        Pipeline(values, tmp_path)._claim(False)

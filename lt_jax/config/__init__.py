@@ -29,6 +29,7 @@ from lt_jax.config.fields import ConfigError as ConfigError
 from lt_jax.config.fields import FrozenDict as FrozenDict
 from lt_jax.config.fields import bounded
 from lt_jax.config.fields import build as build
+from lt_jax.config.fields import free_paths as free_paths
 from lt_jax.config.fields import key_fields as key_fields
 from lt_jax.config.fields import to_dict as to_dict
 from lt_jax.config.generator import AdaptConfig as AdaptConfig

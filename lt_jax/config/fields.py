@@ -86,6 +86,18 @@ def key_fields(config: Any) -> dict[str, Any]:
     return kept
 
 
+def free_paths(config: Any, path: str = "config") -> set[str]:
+    """Where the fields lie that `key_fields` leaves out, as "config.data.follow_links"."""
+    found: set[str] = set()
+    for field in dataclasses.fields(config):
+        value, here = getattr(config, field.name), f"{path}.{field.name}"
+        if field.metadata.get("in_key") is False:
+            found.add(here)
+        elif dataclasses.is_dataclass(value):
+            found |= free_paths(value, here)
+    return found
+
+
 def build(
     cls: type[T], values: Mapping[str, Any] | ml_collections.ConfigDict, path: str = "config"
 ) -> T:

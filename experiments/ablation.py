@@ -25,9 +25,10 @@ from lt_jax import config as config_lib
 from lt_jax.data import sources
 from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.statistics import Comparison, Summary, tables
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.runtime.ledger import Ledger
+from lt_jax.specs import STAGES
 
 FULL, ARM = "full", "system"
 RULE, LOSS = "fill_to_head", "balanced_softmax"

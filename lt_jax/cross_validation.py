@@ -34,8 +34,9 @@ from lt_jax.config import ConfigError
 from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.report import folds as folds_lib
 from lt_jax.evaluate.statistics import detection
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import distributed, files
+from lt_jax.specs import STAGES
 
 Folds = Sequence[report_lib.ReportInputs]
 

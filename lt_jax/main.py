@@ -6,6 +6,7 @@ python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
 from absl import flags
 
 from lt_jax import command, dry_run, pipeline
+from lt_jax import specs as specs_lib
 
 
 def main(_: list[str]) -> None:
@@ -21,6 +22,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("stages", list(pipeline.STAGES), "stages to run")
+    flags.DEFINE_list("stages", list(specs_lib.STAGES), "stages to run")
     flags.DEFINE_bool("dry_run", False, "print config, stages and work; run nothing")
     command.start(main)

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from lt_jax import pipeline, preflight, stages
+from lt_jax import preflight, stages
+from lt_jax import specs as specs_lib
 from lt_jax.config import ArmConfig, Config, ConfigError, FrozenDict
 
 
@@ -19,7 +20,7 @@ def config_with(arm, **classify):
 
 
 def key(arm):
-    specs = {spec.stage: spec for spec in pipeline.specs(config_with(arm))}
+    specs = {spec.stage: spec for spec in specs_lib.of(config_with(arm))}
     return specs["classify/arm/seed0"].key
 
 
@@ -74,21 +75,21 @@ def test_a_key_follows_the_schedule_s_content_and_not_its_place(tmp_path):
 )
 def test_an_arm_that_cannot_do_what_it_is_for_is_refused(arm, message):
     with pytest.raises(ConfigError, match=rf"config\.classify\.arms\.{message}"):
-        pipeline.specs(config_with(arm))
+        specs_lib.of(config_with(arm))
 
 
 @pytest.mark.parametrize("name", ["bandit", "accuracy_adaptive"])
 def test_learning_without_a_split_to_learn_from_is_refused(name):
     for arm in (ArmConfig(controller=name), ArmConfig(controller="source_replay", of=name)):
         config = config_with(arm)
-        pipeline.specs(config)
+        specs_lib.of(config)
         split = dataclasses.replace(config.data.split, policy_val=0.0)
         data = dataclasses.replace(config.data, split=split)
         with pytest.raises(ConfigError, match=rf"{name}` learns from .* raise config\.data\.split"):
-            pipeline.specs(dataclasses.replace(config, data=data))
-    pipeline.specs(dataclasses.replace(config_with(ArmConfig()), data=data))
+            specs_lib.of(dataclasses.replace(config, data=data))
+    specs_lib.of(dataclasses.replace(config_with(ArmConfig()), data=data))
     with pytest.raises(ConfigError, match=r"classify\.rounds: got 5 in 4 steps"):
-        pipeline.specs(config_with(ArmConfig(controller=name), rounds=5, steps=4))
+        specs_lib.of(config_with(ArmConfig(controller=name), rounds=5, steps=4))
 
 
 def test_a_schedule_of_another_run_is_refused(tmp_path):
@@ -115,7 +116,7 @@ def test_fields_that_an_arm_does_not_use_stay_out_of_its_key():
         "second_stage_steps": 0.5,
         "second_stage_rate": 2.0,
     }
-    assert set(pipeline._arm_fields("arm", ArmConfig(**unread))) == BEFORE
+    assert set(specs_lib._arm_fields("arm", ArmConfig(**unread))) == BEFORE
     for fields, read in (
         ({"strong_augment": "randaugment"}, ("randaugment_ops", "randaugment_magnitude")),
         ({"strong_augment": "cutmix"}, ("mix_alpha", "mix_probability")),
@@ -164,23 +165,23 @@ def test_fields_that_an_arm_does_not_use_stay_out_of_its_key():
 )
 def test_a_control_that_an_arm_cannot_have_is_refused(arm, message):
     with pytest.raises(ConfigError, match=rf"config\.classify\.arms\.arm\.{message}"):
-        pipeline.specs(config_with(arm))
+        specs_lib.of(config_with(arm))
 
 
 def test_tau_is_not_chosen_without_a_validation_split():
     config = config_with(ArmConfig(second_stage="tau_norm"))
-    pipeline.specs(config)
+    specs_lib.of(config)
     split = dataclasses.replace(config.data.split, val=0.0)
     data = dataclasses.replace(config.data, split=split)
     with pytest.raises(ConfigError, match=r"second_stage: tau_norm chooses tau on the split val"):
-        pipeline.specs(dataclasses.replace(config, data=data))
+        specs_lib.of(dataclasses.replace(config, data=data))
 
 
 def test_rounds_must_fit_into_the_first_stage():
     arm = ArmConfig(controller="bandit", second_stage="crt", second_stage_steps=0.5)
-    pipeline.specs(config_with(arm, rounds=4, steps=8))
+    specs_lib.of(config_with(arm, rounds=4, steps=8))
     with pytest.raises(ConfigError, match=r"classify\.rounds: got 5 in 4 steps"):
-        pipeline.specs(config_with(arm, rounds=5, steps=8))
+        specs_lib.of(config_with(arm, rounds=5, steps=8))
 
 
 def test_an_arm_s_network_has_its_experts_and_a_dry_run_counts_them():

@@ -9,6 +9,7 @@ import pytest
 
 from lt_jax import auditing, dry_run, pipeline, preflight
 from lt_jax import config as config_lib
+from lt_jax import specs as specs_lib
 from lt_jax.auditing import accuracy_score, generator, inception
 from lt_jax.config import Config, ConfigError
 from lt_jax.data.manifest import ManifestError
@@ -55,7 +56,7 @@ def report(finished):
 
 def test_a_run_without_audits_keeps_its_keys():
     keys = lambda config: {
-        spec.stage: spec.key for spec in pipeline.specs(config_lib.build(Config, config))
+        spec.stage: spec.key for spec in specs_lib.of(config_lib.build(Config, config))
     }
     without, audited = tiny(parts=()), tiny()
     for config in (without, audited):
@@ -74,7 +75,7 @@ def test_a_run_without_audits_keeps_its_keys():
 def test_each_part_s_key_holds_what_it_reads_alone():
     keys = lambda **audit: {
         spec.stage: spec.key
-        for spec in pipeline.specs(config_lib.build(Config, tiny(**audit)))
+        for spec in specs_lib.of(config_lib.build(Config, tiny(**audit)))
         if spec.stage.startswith("audit/")
     }
     before = keys()

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from lt_jax import config as config_lib
-from lt_jax import pipeline
+from lt_jax import specs as specs_lib
 from tests import goldens
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
@@ -24,7 +24,7 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_expanded_config_is_the_golden_one(path, update_goldens):
     built = config_lib.build(config_lib.Config, load(path))
-    pipeline.specs(built)  # arms and baseline fit together
+    specs_lib.of(built)  # arms and baseline fit together
     text = json.dumps(config_lib.to_dict(built), indent=1) + "\n"
     goldens.check_text(f"golden_configs/{path.stem}.json", text, update_goldens)
 

@@ -16,6 +16,7 @@ import pytest
 
 from lt_jax import config as config_lib
 from lt_jax import dry_run, pipeline
+from lt_jax import specs as specs_lib
 from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
@@ -126,7 +127,7 @@ def test_second_run_does_nothing(finished, capsys):
 
 
 def test_an_arm_recomputes_only_what_its_overrides_touch():
-    base = pipeline.specs(pipeline.Pipeline(tiny(), pathlib.Path("unused")).config)
+    base = specs_lib.of(pipeline.Pipeline(tiny(), pathlib.Path("unused")).config)
     config = tiny()
     with config.unlocked():
         config.classify.arms.ce.loss = "focal"
@@ -163,7 +164,7 @@ def test_runs_that_start_at_once_make_what_they_share_once(tmp_path, monkeypatch
         with config.unlocked():
             config.classify.optimizer.learning_rate = 0.001 * (1 + i)
         trial = pipeline.Pipeline(config, tmp_path / f"run{i}", cache=tmp_path / "cache")
-        trial.run([name for name in pipeline.STAGES if name != "report"])
+        trial.run([name for name in specs_lib.STAGES if name != "report"])
         return trial
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -372,7 +373,7 @@ def test_full_disk_keeps_what_is_finished(finished, tmp_path, monkeypatch):
 
 def test_dry_run_describes_and_writes_nothing(tmp_path):
     run = pipeline.Pipeline(tiny(), tmp_path / "run")
-    text = dry_run.describe(run, list(pipeline.STAGES))
+    text = dry_run.describe(run, list(specs_lib.STAGES))
     assert not (tmp_path / "run").exists()
     for spec in run.specs:
         assert spec.stage in text and spec.key[:16] in text

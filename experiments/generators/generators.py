@@ -22,8 +22,9 @@ from experiments import arms
 from experiments.generators import variants as variants_lib
 from lt_jax import command
 from lt_jax.evaluate import report as report_lib
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
+from lt_jax.specs import STAGES
 
 _CONFIG = command.define_config("what all variants share")
 _OUT = flags.DEFINE_string("out", None, "folder of all workdirs and of the cache", required=True)

@@ -22,8 +22,9 @@ from experiments import arms as arms_lib
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.evaluate import report as report_lib
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
+from lt_jax.specs import STAGES
 
 _CONFIG = command.define_config("of data, generator and recipe")
 _OUT = flags.DEFINE_string("out", None, "the workdir's folder, and the cache", required=True)

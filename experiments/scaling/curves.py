@@ -30,8 +30,9 @@ from lt_jax.data import prepare
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.statistics import scaling
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
+from lt_jax.specs import STAGES
 
 METRICS = ("balanced_accuracy", "auroc_macro", "log_loss")
 REAL, SYNTHETIC = "real", "synthetic"  # arms

@@ -31,8 +31,9 @@ from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate import report as report_lib
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import arrays, files, mesh
+from lt_jax.specs import STAGES
 
 _CONFIG = command.define_config("what all variants share")
 _OUT = flags.DEFINE_string("out", None, "folder of all workdirs and of the cache", required=True)

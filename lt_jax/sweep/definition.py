@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
 from lt_jax import pipeline
+from lt_jax import specs as specs_lib
 from lt_jax.config import ConfigError, json_file
 from lt_jax.evaluate import metrics
 from lt_jax.sweep.space import SEEDS, Distribution, Overrides
 
-STAGES = tuple(stage for stage in pipeline.STAGES if stage != "report")  # none opens the test set
+STAGES = tuple(stage for stage in specs_lib.STAGES if stage != "report")  # none opens the test set
 SPLITS = ("val", "policy_val")
 _NAME = 10  # hex digits of a trial's name
 

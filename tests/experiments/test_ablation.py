@@ -9,10 +9,11 @@ import pytest
 
 from experiments import ablation
 from lt_jax import config as config_lib
-from lt_jax import pipeline
+from lt_jax import specs as specs_lib
 from lt_jax.config import ConfigError
 from lt_jax.evaluate.statistics import tables
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
+from lt_jax.specs import STAGES
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -31,7 +32,7 @@ TOUCHED = {
 
 
 def keys(config):
-    specs = pipeline.specs(config_lib.build(config_lib.Config, config))
+    specs = specs_lib.of(config_lib.build(config_lib.Config, config))
     return {(spec.stage, spec.key) for spec in specs}
 
 

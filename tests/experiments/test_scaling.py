@@ -7,7 +7,8 @@ from experiments.scaling import curves, pictures
 from lt_jax.config import ConfigError
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.evaluate import metrics
-from lt_jax.pipeline import STAGES, Pipeline
+from lt_jax.pipeline import Pipeline
+from lt_jax.specs import STAGES
 from tests.test_pipeline import tiny
 
 PLAN = curves.Plan((0.5, 1.0), (0.5, 1.0), 2, "balanced_softmax", "fill_to_head", 1.0)

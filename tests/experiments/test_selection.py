@@ -9,7 +9,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from experiments import arms
 from experiments.selection import outliers, variants
 from lt_jax import config as config_lib
-from lt_jax import pipeline
+from lt_jax import specs as specs_lib
 from lt_jax.diffusion import synthesize
 from tests.test_golden_configs import load
 
@@ -141,7 +141,7 @@ def test_variants_share_generator_and_extractor_and_differ_in_pool(shared):
     makers = set()
     for name in variants.VARIANTS:
         config = build(variants.configure(shared, name, 10.0, [VAL], (3,) * 10))
-        specs = {spec.stage: spec.key for spec in pipeline.specs(config)}
+        specs = {spec.stage: spec.key for spec in specs_lib.of(config)}
         makers.add((specs["generator"], specs["extractor"]))
         pools[name] = specs["synthesize"]
     assert len(makers) == 1
@@ -150,7 +150,7 @@ def test_variants_share_generator_and_extractor_and_differ_in_pool(shared):
 
 def test_real_images_alone_need_no_pool(shared):
     config = build(variants.configure(shared, arms.BASELINE, 10.0, [VAL]))
-    assert "synthesize" not in {spec.stage for spec in pipeline.specs(config)}
+    assert "synthesize" not in {spec.stage for spec in specs_lib.of(config)}
     assert arms.RIVAL.partition("/")[2] in config.classify.arms
 
 

@@ -43,8 +43,12 @@ def gather(
       out: gets the log of openings.
       experiment: the module, for the report and the log.
       baseline: an arm, as variant/arm.
+
+    Raises:
+      ConfigError: the baseline is not finished; the test labels stay closed.
     """
     contexts = {name: run.context() for name, run in runs.items()}
+    _require([baseline], contexts)
     manifests = {
         name: prepare.load(context.folder("prepare"), context.config.data)[0]
         for name, context in contexts.items()
@@ -85,7 +89,12 @@ def collect(
       experiment: the module, for the report and the log.
       rivals: arms, as variant/arm, with which all are compared; `report/` has the first, and
         `paired` the comparisons with each.
+
+    Raises:
+      ConfigError: a rival is not finished; the test labels stay closed.
     """
+    contexts = {name: run.context() for name, run in runs.items()}
+    _require(rivals, contexts)
     inputs = gather(runs, out, experiment, rivals[0])
     reports = {}
     for rival in rivals:
@@ -94,7 +103,6 @@ def collect(
         chosen = dataclasses.replace(inputs.evaluate, baseline=rival)
         reports[rival] = report_lib.write(dataclasses.replace(inputs, evaluate=chosen), folder)
     judges = rivals[0].partition("/")[2]
-    contexts = {name: run.context() for name, run in runs.items()}
     real = contexts[BASELINE]
     pools = {
         name: {**describe_pool(context), "agreement": agreement(context, real, judges)}
@@ -106,6 +114,17 @@ def collect(
         for rival, report in reports.items()
     }
     return {"report": reports[rivals[0]], "pools": pools, "paired": paired}
+
+
+def _require(rivals: Sequence[str], contexts: Mapping[str, Any]) -> None:
+    """Every arm with which others are compared is finished: found out before labels are opened."""
+    for rival in rivals:
+        name, _, arm = rival.partition("/")
+        if name not in contexts or not finished(contexts[name], arm):
+            raise config_lib.ConfigError(
+                f"{rival}, with which all are compared, is not finished; run the same command "
+                "without --collect first"
+            )
 
 
 def finished(context: Any, name: str) -> bool:

@@ -88,10 +88,10 @@ def table(results: dict[str, Any]) -> str:
     """Markdown: every arm, and its difference to each of the rivals."""
     rivals = list(results["paired"])
     lines = [
-        "| arm | balanced accuracy | tail recall | head recall | "
+        "| arm | balanced accuracy | tail recall | head recall | policy_val minus test | "
         + " | ".join(f"against {name.partition('/')[2]}" for name in rivals)
         + " |",
-        "|---" * (4 + len(rivals)) + "|",
+        "|---" * (5 + len(rivals)) + "|",
     ]
     for arm in results["report"]["arms"]:
         metrics = arm["metrics"]
@@ -100,6 +100,8 @@ def table(results: dict[str, Any]) -> str:
             arms_lib.mean_cell(metrics[name])
             for name in ("balanced_accuracy", "recall_tail", "recall_head")
         ]
+        gap = arm["policy_val_minus_test"]
+        cells.append(arms_lib.mean_cell(gap) if gap else "none")
         cells += [results["paired"][rival][arm["name"]] for rival in rivals]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -158,7 +158,8 @@ def _run(main: Callable[[list[str]], None]) -> None:
     flags.DEFINE_float(
         "grace", faults.GRACE, "seconds from SIGTERM to the end; below the scheduler's", 1.0
     )
-    flags.mark_flag_as_required("config")
+    if "config" in flags.FLAGS:
+        flags.mark_flag_as_required("config")
     app.run(main, flags_parser=_parse)
 
 

@@ -6,9 +6,10 @@ python -m experiments.ham10000.grid --workdir=runs/ham --out=grid.png
 import pathlib
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from PIL import Image
 
+from lt_jax import command
 from lt_jax.data import manifest
 from lt_jax.data.pool import PoolReader
 
@@ -41,4 +42,4 @@ def _strip(pool: PoolReader, rows: np.ndarray, count: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.experiment(main)

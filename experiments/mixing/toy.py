@@ -27,8 +27,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from lt_jax import command
 from lt_jax.config import fields
 from lt_jax.config.mixing import PolicyConfig
 from lt_jax.mixing import learn, networks, search, toy
@@ -260,4 +261,4 @@ if __name__ == "__main__":
     flags.DEFINE_list("algorithms", ["mappo", "reinforce"], "which")
     flags.DEFINE_list("policy", [], "PolicyConfig fields that differ, name=value,...")
     flags.DEFINE_string("out", None, "JSON file of all that was measured")
-    app.run(_main)
+    command.experiment(_main)

@@ -5,9 +5,10 @@
 Expected time: 2 minutes of one core for 1,000 simulations. Figures are in README.md.
 """
 
-from absl import app, flags
+from absl import flags
 
 from experiments.statistics import coverage, size
+from lt_jax import command
 from lt_jax.evaluate.statistics import tables
 from lt_jax.evaluate.statistics.intervals import Proportion
 
@@ -66,4 +67,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.experiment(main)

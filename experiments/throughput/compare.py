@@ -20,12 +20,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments.throughput import contests, devices, roofline, timing
 from experiments.throughput.cases import Case
 from experiments.throughput.peers import PeerMissingError
+from lt_jax import command
 from lt_jax.runtime import artifacts, mesh
 
 _PEERS = ("torch", "timm", "diffusers")
@@ -206,4 +207,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("repetitions", 5, "timed turns of each program", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "that a turn of a program lasts, about", lower_bound=0.0)
     flags.DEFINE_string("out", None, "JSON file to write")
-    app.run(_main)
+    command.experiment(_main)

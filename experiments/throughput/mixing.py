@@ -28,10 +28,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments.throughput import devices, timing
 from experiments.throughput.cases import Case
+from lt_jax import command
 from lt_jax.config.mixing import MixingConfig
 from lt_jax.mixing import proxy
 from lt_jax.mixing.proxy import ProxyEnv
@@ -262,4 +263,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("seconds", 0.5, "that a turn of a row lasts, about", lower_bound=0.0)
     flags.DEFINE_integer("memory_of", -1, "print the peak of N classifiers, and no more")
     flags.DEFINE_string("out", None, "JSON file to write")
-    app.run(_main)
+    command.experiment(_main)

@@ -27,11 +27,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments.throughput import contests, timing
 from experiments.throughput.cases import generator_of, shape_of
+from lt_jax import command
 from lt_jax.config import Config
 from lt_jax.data.images import ArrayImages
 from lt_jax.diffusion import train as diffusion_train
@@ -175,4 +176,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("only", "", "trainings whose name has this in it")
     flags.DEFINE_integer("turns", 3, "timed trainings", lower_bound=1)
     flags.DEFINE_string("out", None, "JSON file to write")
-    app.run(_main)
+    command.experiment(_main)

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 
 from experiments.throughput.timing import Spread
+from lt_jax import command
 from lt_jax.config import (
     AugmentConfig,
     ClassifierConfig,
@@ -289,4 +290,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command.experiment(main)

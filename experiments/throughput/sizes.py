@@ -24,12 +24,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments.throughput import cases as cases_lib
 from experiments.throughput import contests, sampling, timing
 from experiments.throughput.cases import Case
+from lt_jax import command
 from lt_jax.config import AugmentConfig, ClassifierConfig, Config, ViTConfig
 from lt_jax.data import duplicates
 from lt_jax.runtime import mesh
@@ -211,4 +212,4 @@ if __name__ == "__main__":
     flags.DEFINE_float("seconds", 0.3, "that a turn of a case lasts, about", lower_bound=0.0)
     flags.DEFINE_string("out", None, "JSON file to write")
     flags.DEFINE_string("figure", None, "PNG file to write")
-    app.run(_main)
+    command.experiment(_main)

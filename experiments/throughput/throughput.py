@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -255,4 +255,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("pool", None, "<workdir>/synthesize of a run: accepted images/s by class")
     flags.DEFINE_integer("classes", 0, "where the data set is not at hand to say", lower_bound=0)
     flags.mark_flag_as_required("config")
-    app.run(_main)
+    command.experiment(_main)

@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments.throughput import contests, timing
 from experiments.throughput.cases import generator_training
+from lt_jax import command
 from lt_jax.runtime import mesh
 
 _YNN = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in ("DOT", "ELTWISE", "REDUCE"))
@@ -140,4 +141,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("worker", False, "be one of the processes")
     flags.DEFINE_integer("cpu_devices", 1, "of a worker", lower_bound=1)
     flags.DEFINE_string("out", None, "JSON file to write")
-    app.run(_main)
+    command.experiment(_main)

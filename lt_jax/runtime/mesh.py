@@ -36,8 +36,18 @@ def configure_devices(cpu_devices: int, compilation_cache: str | None) -> None:
         a machine without an accelerator are used by splitting the batch over virtual devices.
       compilation_cache: folder for compiled programs, so that a second start compiles nothing;
         None: none.
+
+    Raises:
+      ConfigError: the process has made its devices already, and not so many.
     """
-    jax.config.update("jax_num_cpu_devices", cpu_devices)
+    try:
+        jax.config.update("jax_num_cpu_devices", cpu_devices)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"config.runtime.cpu_devices: got {cpu_devices}, but this process runs on "
+            f"{jax.local_device_count('cpu')} already; runs that differ in it take a process each "
+            "(of a sweep: --executor=local)"
+        ) from error
     jax.config.update("jax_compilation_cache_dir", compilation_cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -74,3 +74,9 @@ def test_padding_repeats_the_last_row():
     np.testing.assert_array_equal(padded[:3], array)
     np.testing.assert_array_equal(padded[3:], [[4, 5], [4, 5]])
     np.testing.assert_array_equal(mesh.pad(array, 3), array)
+
+
+def test_devices_that_are_made_already_are_not_changed():
+    with pytest.raises(ConfigError, match=r"cpu_devices: got 3, .* runs on 8 already"):
+        mesh.configure_devices(3, None)
+    assert len(jax.devices()) == 8

@@ -14,6 +14,7 @@ import numpy as np
 
 from lt_jax.config import ConfigError, ViTConfig
 from lt_jax.models import remat
+from lt_jax.models.attention import attention
 from lt_jax.models.blocks import space_to_depth
 from lt_jax.shapes import Array, Features, Float, Images, Logits
 
@@ -27,6 +28,7 @@ class Size(NamedTuple):
     mlp: int
 
 
+PLAIN = 1024  # tokens up to which the weights between them are held whole; see `attention`
 VARIANTS = {"Ti": Size(192, 12, 3, 768), "S": Size(384, 12, 6, 1536), "B": Size(768, 12, 12, 3072)}
 
 
@@ -98,7 +100,7 @@ class Block(nn.Module):
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm_0")(x)
         qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(h)
         q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.heads, d // self.heads), 2, 0)
-        h = jax.nn.dot_product_attention(q, k, v).reshape(b, t, d)
+        h = attention(q, k, v, PLAIN).reshape(b, t, d)
         x = x + residual(nn.Dense(d, dtype=self.dtype, name="out")(h))
         h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm_1")(x)
         h = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_0")(h))

@@ -22,8 +22,10 @@ from lt_jax.context import Context
 from lt_jax.data import prepare
 from lt_jax.data.batch_mixing import BatchMixing
 from lt_jax.data.images import Images
+from lt_jax.data.manifest import SplitManifest
 from lt_jax.data.pool import PoolReader
 from lt_jax.data.randaugment import RandAugment
+from lt_jax.data.splits import SPLITS
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
@@ -31,8 +33,10 @@ from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import artifacts, checkpoint, distributed, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Clock, Ledger
-from lt_jax.runtime.progress import Progress
+from lt_jax.runtime.progress import Progress, say
 from lt_jax.shapes import Params
+
+_NAMED = 12  # classes at most that are counted by name in the log
 
 
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
@@ -68,9 +72,23 @@ def _prepare(folder: pathlib.Path, context: Context) -> Ledger:
     costs = Ledger()
     clock = Clock(costs)
     with Progress("prepare", 0, "image") as bar:
-        prepare.prepare(context.config.data, folder, bar.of)
+        made = prepare.prepare(context.config.data, folder, bar.of)
+    for split in SPLITS:
+        say(f"prepare: {split} {_counted(made, split)}")
     clock.read()
     return costs
+
+
+def _counted(manifest: SplitManifest, split: str) -> str:
+    """How many images a split has; but for the test split of each class, too."""
+    counts = manifest.counts(split)
+    total = f"{counts.sum():,} images"
+    if split == "test" or not counts.any():
+        return total
+    if len(counts) > _NAMED:
+        return f"{total}, {counts.min():,} to {counts.max():,} a class"
+    named = (f"{name}: {count:,}" for name, count in zip(manifest.classes, counts, strict=True))
+    return f"{total} ({', '.join(named)})"
 
 
 def _generator(folder: pathlib.Path, context: Context) -> Ledger:

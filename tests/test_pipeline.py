@@ -89,6 +89,19 @@ def root_of(tmp_path_factory):
     return lambda source: write(source) if source in LAYOUTS else ""
 
 
+def test_preparing_says_what_each_split_holds_but_no_class_of_the_test(tmp_path, capsys):
+    run = pipeline.Pipeline(tiny(), tmp_path)
+    run.run(["prepare"])
+    manifest = run.context().data[0]
+    said = capsys.readouterr().err
+    train = ", ".join(
+        f"{name}: {count}"
+        for name, count in zip(manifest.classes, manifest.counts("train"), strict=True)
+    )
+    assert f"prepare: train {len(manifest.rows('train'))} images ({train})\n" in said
+    assert f"prepare: test {len(manifest.rows('test'))} images\n" in said
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_runs_end_to_end(path, tmp_path, finished, root_of):
     if path.stem == "digits":

@@ -125,7 +125,7 @@ def main(_: list[str]) -> None:
     mesh.configure_devices(shared.runtime.cpu_devices, str(out / ".jax_cache"))
     tasks = tasks_of(shared.data.source, flags.FLAGS.tasks)
     base = Pipeline(shared, out / "base", out / "cache", command="experiments.tasks.compare")
-    base.run(["prepare", "generator"])
+    base.run(["prepare", "generator"], accept_config_change=True)
     reports = {}
     for name, task in tasks.items():
         config = configure(

@@ -9,9 +9,9 @@ of each class are asked for as there are real ones: their boxes are what the gen
 that nobody had to draw them. All arms make the same number of steps. Normal images, real or
 synthetic, are background.
 
-Takes 40 to 60 minutes on two cores, of which a detector is about one. Real images alone give an
-average precision at IoU 0.5 of 0.538 +- 0.020 (3 seeds), or 0.517 +- 0.039 on one device; synthetic
-ones beside them take from it (experiments/detection/README.md).
+Takes 40 to 60 minutes on two cores, of which a detector is about one. On real images alone
+it gives an average precision at IoU 0.5 of 0.538 +- 0.020 (3 seeds), or 0.517 +- 0.039 on one
+device; synthetic ones beside them take from it (experiments/detection/README.md).
 """
 
 from typing import Any

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from lt_jax.models import classifier, module
 from lt_jax.runtime import arrays, checkpoint
 from lt_jax.runtime import mesh as mesh_lib
 from lt_jax.runtime.artifacts import Spec, Store
+from lt_jax.runtime.job import Job
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Float, Params
 
@@ -39,6 +41,10 @@ class Context:
         if not self.mesh.is_multi_process:
             return self
         return dataclasses.replace(self, mesh=mesh_lib.make_mesh(fsdp=1))
+
+    def job(self, folder: pathlib.Path, **tags: Any) -> Job:
+        """A training of this run in `folder`."""
+        return Job(folder, self.mesh, self.config.runtime, tags)
 
     def folder(self, stage: str) -> pathlib.Path:
         """The artifact of a stage, intact where it is finished (see `Store.intact`)."""

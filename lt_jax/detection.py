@@ -48,14 +48,8 @@ def run(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Led
     manifest, images = context.data
     recipe = recipe_of(context.config, len(manifest.classes), seed)
     mixture, data = _data(context, arm_name)
-    params, costs = train.train(
-        recipe,
-        data,
-        folder=folder,
-        device_mesh=context.mesh,
-        runtime=context.config.runtime,
-        tags={"stage": "detect", "arm": arm_name, "seed": seed},
-    )
+    job = context.job(folder, stage="detect", arm=arm_name, seed=seed)
+    params, costs = train.train(recipe, data, job)
     clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     forward = train.forward_of(recipe, context.image_shape[0], context.mesh)

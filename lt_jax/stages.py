@@ -32,6 +32,7 @@ from lt_jax.mixing import controllers
 from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import artifacts, checkpoint, distributed, files
 from lt_jax.runtime.artifacts import Spec
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress, say
 from lt_jax.shapes import Params
@@ -107,11 +108,9 @@ def _generator(folder: pathlib.Path, context: Context) -> Ledger:
         generator,
         images,
         context.train_rows,
+        context.job(folder, stage="generator"),
         known.columns,
         base,
-        folder=folder,
-        device_mesh=context.mesh,
-        runtime=context.config.runtime,
     )
     trained.describe(folder, generator, meanings, seen)
     return costs
@@ -132,20 +131,13 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
     )
     data = _train_data(context)
     splits = ("train", "policy_val", "val")
-    tags: dict[str, str | int] = {"stage": "extractor"}
+    job = context.job(folder, stage="extractor")
     if config.objective == "contrastive":
-        params, costs = contrastive.train(
-            config,
-            data,
-            folder=folder,
-            device_mesh=context.mesh,
-            runtime=context.config.runtime,
-            tags=tags,
-        )
+        params, costs = contrastive.train(config, data, job)
         outputs = _predict(folder, context, recipe, params, splits, costs)
     else:
         controller = controllers.real_only(data.counts, config.sampler)
-        outputs, costs = _train_and_predict(folder, context, recipe, data, controller, splits, tags)
+        outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits)
     arrays = {}
     for split, output in outputs.items():
         arrays |= {f"{split}_rows": output.rows, f"{split}_logits": output.logits}
@@ -164,28 +156,21 @@ class _Outputs:
 
 
 def _train_and_predict(
-    folder: pathlib.Path,
+    job: Job,
     context: Context,
     recipe: classify_train.Recipe,
     data: classify_train.TrainData,
     controller: controllers.Controller,
     splits: tuple[str, ...],
-    tags: dict[str, str | int],
     second: decoupled.SecondStage | None = None,
 ) -> tuple[dict[str, _Outputs], Ledger]:
     """Trains a classifier, saves its parameters, and asks it about each split that has images."""
-    here: dict[str, Any] = {
-        "folder": folder,
-        "device_mesh": context.mesh,
-        "runtime": context.config.runtime,
-        "tags": tags,
-    }
-    params, costs = classify_train.train(recipe, data, controller, **here)
+    params, costs = classify_train.train(recipe, data, controller, job)
     if second is not None:
-        last = history.mixtures(folder, controller, data, recipe.rounds)[-1]
-        params, more = decoupled.finish(second, recipe, data, last, params, **here)
+        last = history.mixtures(job.folder, controller, data, recipe.rounds)[-1]
+        params, more = decoupled.finish(second, recipe, data, last, params, job)
         costs.add(more)
-    return _predict(folder, context, recipe, params, splits, costs), costs
+    return _predict(job.folder, context, recipe, params, splits, costs), costs
 
 
 def _predict(
@@ -228,11 +213,9 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
         expert_loss=arm.expert_loss,
     )
     controller, data = _mixed_data(context, arm_name, seed)
-    tags = {"stage": "classify", "arm": arm_name, "seed": seed}
+    job = context.job(folder, stage="classify", arm=arm_name, seed=seed)
     splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
-    outputs, costs = _train_and_predict(
-        folder, context, recipe, data, controller, splits, tags, second
-    )
+    outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits, second)
     ids = np.array(context.data[0].ids)
     arrays = {}
     for split, output in outputs.items():

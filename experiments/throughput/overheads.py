@@ -37,6 +37,7 @@ from lt_jax.config import Config
 from lt_jax.data.images import ArrayImages
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.runtime import loop, mesh, metrics, progress
+from lt_jax.runtime.job import Job
 
 # Most of a step's time that each may take.
 LIMITS = {"loader": 0.05, "checkpoint": 0.02, "logging": 0.01}
@@ -95,7 +96,7 @@ def train(config: Config, images: Any, classes: int, device_mesh: Mesh) -> dict[
     with tempfile.TemporaryDirectory() as folder, booked() as seconds:
         costs = diffusion_train.train(
             generator_of(config, classes), images, rows,
-            folder=pathlib.Path(folder), device_mesh=device_mesh, runtime=config.runtime,
+            Job(pathlib.Path(folder), device_mesh, config.runtime, {"stage": "generator"}),
         )  # fmt: skip
     return {**seconds, "seconds": costs.seconds, "data_wait": costs.data_wait}
 

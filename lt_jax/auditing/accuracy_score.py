@@ -222,10 +222,7 @@ def _train(
         recipe,
         data,
         Alone([len(held) > 0 for held in rows]),
-        folder=folder,
-        device_mesh=context.mesh,
-        runtime=context.config.runtime,
-        tags={"stage": "audit", "arm": name, "seed": seed},
+        context.job(folder, stage="audit", arm=name, seed=seed),
     )
     costs.add(spent)
     forward = predict.make_forward(config.model, len(manifest.classes), context.mesh)

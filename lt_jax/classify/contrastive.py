@@ -29,7 +29,6 @@ fitted afterwards (`probe`) reads labels and leaves the network as it is.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -40,13 +39,14 @@ from jax.sharding import Mesh
 
 from lt_jax.classify import predict, probe
 from lt_jax.classify.train import TrainData
-from lt_jax.config import ExtractorConfig, RuntimeConfig
+from lt_jax.config import ExtractorConfig
 from lt_jax.data import augment
 from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
 from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Params, PRNGKey
 
@@ -192,13 +192,9 @@ def learn(
     images: Images,
     rows: Sequence[np.ndarray],
     image_shape: tuple[int, int, int],
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, str | int],
+    job: Job,
 ) -> tuple[Params, Ledger]:
-    """Trains the network without labels, or goes on training it, in `folder`.
+    """Trains the network without labels, or goes on training it, in `job.folder`.
 
     Args:
       config: of the extractor.
@@ -209,18 +205,15 @@ def learn(
       Parameters of the classifier's network, its head zero, and the cost. Each image of a batch
       is counted twice, once for each view.
     """
-    mesh.check_batch(config.batch_size, device_mesh, "config.extractor.batch_size")
+    mesh.check_batch(config.batch_size, job.mesh, "config.extractor.batch_size")
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
     state, costs = training.train(
-        make_step(dataclasses.replace(config, seed=0), len(rows), device_mesh),
+        make_step(dataclasses.replace(config, seed=0), len(rows), job.mesh),
         train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
-        make_stream(config, images, rows, runtime.loader_workers),
+        make_stream(config, images, rows, job.runtime.loader_workers),
         keys.stream(keys.root(config.seed), "train"),
+        job,
         ends=[config.steps],
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags=tags,
     )
     costs = dataclasses.replace(costs, images=2 * costs.images)
     return state.params["network"], costs
@@ -229,11 +222,7 @@ def learn(
 def train(
     config: ExtractorConfig,
     data: TrainData,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, str | int],
+    job: Job,
 ) -> tuple[Params, Ledger]:
     """`learn`, then a head on the features of all train images.
 
@@ -244,18 +233,9 @@ def train(
     Raises:
       ProbeError: a class has no train image, or the features are not finite.
     """
-    params, costs = learn(
-        config,
-        data.real,
-        data.train_rows,
-        data.image_shape,
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags=tags,
-    )
+    params, costs = learn(config, data.real, data.train_rows, data.image_shape, job)
     clock = Clock(costs)
-    forward = predict.make_forward(config.model, len(data.train_rows), device_mesh)
+    forward = predict.make_forward(config.model, len(data.train_rows), job.mesh)
     rows = np.concatenate(data.train_rows)
     _, features = predict.predict(forward, params, data.real, rows, config.batch_size)
     labels = np.repeat(np.arange(len(data.train_rows)), data.counts)

@@ -36,13 +36,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lt_jax.classify import losses, objective, predict, train
-from lt_jax.config import ArmConfig, RuntimeConfig
+from lt_jax.config import ArmConfig
 from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
 from lt_jax.mixing.controllers import Mixture
 from lt_jax.models import classifier, module
 from lt_jax.runtime import files, keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime import metrics as metric_lines
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Features, Float, Int, Logits, Params, PRNGKey
@@ -87,13 +88,9 @@ def finish(
     data: train.TrainData,
     mixture: Mixture,
     params: Params,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, str | int],
+    job: Job,
 ) -> tuple[Params, Ledger]:
-    """The second stage, or its rest, in `folder`.
+    """The second stage, or its rest, in `job.folder`.
 
     Args:
       recipe: of the first stage, of a network without experts.
@@ -108,13 +105,14 @@ def finish(
       DecoupledError: `tau_norm`, and the validation split is empty.
     """
     if second.kind == "tau_norm":
-        return _normalised(recipe, data, params, folder=folder, device_mesh=device_mesh)
+        return _normalised(recipe, data, params, job)
     classes = len(data.train_rows)
     head = mesh.fetch(params["head"])  # type: ignore[index]
-    stream = train.make_stream(recipe, data, runtime)
-    step = make_step(dataclasses.replace(recipe, seed=0), second, classes, device_mesh)
-    own = folder / FOLDER
-    own.mkdir(exist_ok=True)
+    stream = train.make_stream(recipe, data, job.runtime)
+    step = make_step(dataclasses.replace(recipe, seed=0), second, classes, job.mesh)
+    tags = {**job.tags, "second_stage": second.kind}
+    own = dataclasses.replace(job, folder=job.folder / FOLDER, tags=tags)
+    own.folder.mkdir(exist_ok=True)
 
     def before(number: int) -> Params:
         del number
@@ -127,7 +125,7 @@ def finish(
 
     def after(until: int, state: train_state.TrainState, writer: MetricWriter) -> None:
         if len(data.val_rows):
-            forward = predict.make_forward(recipe.model, classes, device_mesh)
+            forward = predict.make_forward(recipe.model, classes, job.mesh)
             found = whole_network(state)
             writer.write(until, train.validate(forward, found, data, recipe.batch_size))
 
@@ -136,11 +134,8 @@ def finish(
         train_state.create(start_of(second.kind, head), _optimizer(recipe, second), ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "second_stage"),
+        own,
         ends=[second.steps],
-        folder=own,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags={**tags, "second_stage": second.kind},
         before=before,
         after=after,
     )
@@ -238,9 +233,7 @@ def _normalised(
     recipe: train.Recipe,
     data: train.TrainData,
     params: Params,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
+    job: Job,
 ) -> tuple[Params, Ledger]:
     if not len(data.val_rows):
         raise DecoupledError(
@@ -249,12 +242,12 @@ def _normalised(
         )
     costs = Ledger()
     clock = Clock(costs)
-    forward = predict.make_forward(recipe.model, len(data.train_rows), device_mesh)
+    forward = predict.make_forward(recipe.model, len(data.train_rows), job.mesh)
     _, features = predict.predict(forward, params, data.real, data.val_rows, recipe.batch_size)
     head = mesh.fetch(params["head"])  # type: ignore[index]
     tau, found = choose_tau(features, data.val_labels, head)
     choice = {"tau": tau, "taus": TAUS, "val_balanced_accuracy": found, "n": len(data.val_rows)}
-    files.write_atomically(folder / CHOICE, json.dumps(choice), "the choice of tau")
+    files.write_atomically(job.folder / CHOICE, json.dumps(choice), "the choice of tau")
     clock.read()
     return {**params, "head": normalised(head, tau)}, costs  # type: ignore[dict-item]
 

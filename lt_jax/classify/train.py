@@ -7,7 +7,6 @@ a round, before the checkpoint, and holds at least the rounds that any checkpoin
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -26,6 +25,7 @@ from lt_jax.evaluate import metrics
 from lt_jax.mixing.controllers import Controller, Feedback, following
 from lt_jax.models import classifier, module
 from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Float, Params, PRNGKey
@@ -121,13 +121,9 @@ def train(
     recipe: Recipe,
     data: TrainData,
     controller: Controller,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, str | int],
+    job: Job,
 ) -> tuple[Params, Ledger]:
-    """Trains, or goes on training, in `folder`; returns the final parameters and the cost.
+    """Trains, or goes on training, in `job.folder`; returns the final parameters and the cost.
 
     Before each round the controller sets class weights and synthetic shares; after it the
     validation split is scored for the learning curve, and policy_val for the controller, where it
@@ -135,26 +131,26 @@ def train(
 
     Raises:
       MixtureError: the controller learns, and policy_val lacks a class or a round has no step; or
-        `folder` has lost the history of a training that is to go on.
+        its folder has lost the history of a training that is to go on.
     """
     classes = len(data.train_rows)
-    mesh.check_batch(recipe.batch_size, device_mesh, "batch_size of the classifier")
+    mesh.check_batch(recipe.batch_size, job.mesh, "batch_size of the classifier")
     if controller.learns:
         history_lib.check(data, recipe.rounds, recipe.steps)
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
-    stream = make_stream(recipe, data, runtime)
+    stream = make_stream(recipe, data, job.runtime)
     # Everything but the seed: seeds share one compiled step.
-    step = make_step(dataclasses.replace(recipe, seed=0), classes, device_mesh)
-    forward = predict.make_forward(recipe.model, classes, device_mesh)
+    step = make_step(dataclasses.replace(recipe, seed=0), classes, job.mesh)
+    forward = predict.make_forward(recipe.model, classes, job.mesh)
     look = functools.partial(history_lib.measure, forward, data=data, batch_size=recipe.batch_size)
     edges = np.linspace(0, recipe.steps, recipe.rounds + 1).round().astype(int).tolist()
     history: list[Feedback] = []
 
     def resumed(state: train_state.TrainState, start: int) -> None:
-        held = history_lib.held(folder, controller, data, recipe.rounds)
+        held = history_lib.held(job.folder, controller, data, recipe.rounds)
         if controller.learns:
             again = functools.partial(look, params=state.params)
-            held = history_lib.resumed(held, edges, start, again, folder)
+            held = history_lib.resumed(held, edges, start, again, job.folder)
         history.extend(held)
 
     def before(number: int) -> np.ndarray:
@@ -168,18 +164,15 @@ def train(
             writer.write(until, validate(forward, state.params, data, recipe.batch_size))
         if controller.learns:
             history.append(look(params=state.params))
-            history_lib.keep(folder, history)
+            history_lib.keep(job.folder, history)
 
     state, costs = training.train(
         step,
         train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "train"),
+        job,
         ends=edges[1:],
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags=tags,
         resumed=resumed,
         before=before,
         after=after,

@@ -7,7 +7,6 @@ parameters are used, and nothing is chosen.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from lt_jax.detect import losses, predict, targets
 from lt_jax.detect.decode import Detections
 from lt_jax.models import detector, module
 from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Params, PRNGKey
@@ -149,25 +149,21 @@ def init(recipe: Recipe, image_shape: tuple[int, int, int]) -> Params:
 def train(
     recipe: Recipe,
     data: TrainData,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, str | int],
+    job: Job,
 ) -> tuple[Params, Ledger]:
-    """Trains, or goes on training, in `folder`; returns the final parameters and the cost.
+    """Trains, or goes on training, in `job.folder`; returns the final parameters and the cost.
 
     Raises:
       ConfigError: a batch that the devices cannot share evenly.
       NonFiniteError, Preempted: see `Loop.run`.
     """
-    mesh.check_batch(recipe.batch_size, device_mesh, "config.detect.batch_size")
+    mesh.check_batch(recipe.batch_size, job.mesh, "config.detect.batch_size")
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
     # Everything but the seed: seeds share one compiled step.
     alike = dataclasses.replace(recipe, seed=0)
     size = data.image_shape[0]
-    forward = forward_of(recipe, size, device_mesh)
-    stream = _stream(recipe, data, runtime)
+    forward = forward_of(recipe, size, job.mesh)
+    stream = _stream(recipe, data, job.runtime)
     edges = np.linspace(0, recipe.steps, min(recipe.looks, recipe.steps) + 1).round().astype(int)
 
     def before(number: int) -> tuple[()]:
@@ -183,15 +179,12 @@ def train(
             metrics.write(until, data.look(found))
 
     state, costs = training.train(
-        make_step(alike, size, device_mesh),
+        make_step(alike, size, job.mesh),
         train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
         stream,
         keys.stream(keys.root(recipe.seed), "train"),
+        job,
         ends=edges[1:].tolist(),
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags=tags,
         before=before,
         after=after,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import GeneratorConfig, RuntimeConfig
+from lt_jax.config import GeneratorConfig
 from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.diffusion import balance, examples, sketch, trained
@@ -23,6 +23,7 @@ from lt_jax.diffusion.generator import Generator
 from lt_jax.mixing import controllers
 from lt_jax.models import lora, module
 from lt_jax.runtime import ema, keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Float, Params, PRNGKey
@@ -119,14 +120,11 @@ def train(
     generator: Generator,
     images: Images,
     rows: Sequence[np.ndarray],
+    job: Job,
     columns: Mapping[str, Any] | None = None,
     base: Params | None = None,
-    *,
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
 ) -> Ledger:
-    """Trains, or goes on training, in `folder`, and saves there what `trained.load` reads.
+    """Trains, or goes on training, in `job.folder`, and saves there what `trained.load` reads.
 
     Args:
       generator: what is trained.
@@ -139,7 +137,7 @@ def train(
       What the training has cost.
     """
     config = generator.config
-    mesh.check_batch(config.batch_size, device_mesh, "config.generator.batch_size")
+    mesh.check_batch(config.batch_size, job.mesh, "config.generator.batch_size")
     counts = tuple(len(r) for r in rows)
     adapter, fresh = _adapter(config), generator.init()
     frozen, trainable = adapter.init(_key(config, "adapt"), base, fresh) if adapter else ((), fresh)
@@ -148,10 +146,10 @@ def train(
     if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
         average = rule.init(trainable)
         for step in trained.snapshot_steps(config):
-            _keep(folder, config, frozen, average, step)
-        _finish(folder, config, frozen, average)
+            _keep(job.folder, config, frozen, average, step)
+        _finish(job.folder, config, frozen, average)
         return Ledger()
-    frozen = mesh.distribute(frozen, device_mesh)
+    frozen = mesh.distribute(frozen, job.mesh)
     read = examples.needed(columns or {}, generator)
     stream = MixedStream(
         images,
@@ -159,7 +157,7 @@ def train(
         batch_size=config.batch_size,
         seed=config.seed,
         columns={name: (held, None) for name, held in read.items()},
-        workers=runtime.loader_workers,
+        workers=job.runtime.loader_workers,
     )
     supply = controllers.real_only(np.array(counts), config.sampler, config.temperature)
     mixture = supply.mixture(())
@@ -171,22 +169,19 @@ def train(
 
     def after(until: int, state: train_state.TrainState, metrics: MetricWriter) -> None:
         del metrics
-        _keep(folder, config, frozen, state.ema, until)
+        _keep(job.folder, config, frozen, state.ema, until)
 
     state, costs = training.train(
-        make_step(generator, counts, device_mesh),
+        make_step(generator, counts, job.mesh),
         train_state.create(trainable, optimizer, rule),
         stream,
         _key(config, "train"),
+        job,
         ends=trained.snapshot_steps(config),
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags={"stage": "generator"},
         before=before,
         after=after,
     )
-    _finish(folder, config, frozen, state.ema)
+    _finish(job.folder, config, frozen, state.ema)
     return costs
 
 

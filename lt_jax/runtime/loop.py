@@ -8,7 +8,6 @@ n alone, so that a training that was killed and resumed equals one that was not.
 import dataclasses
 import functools
 import math
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -16,10 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from lt_jax.config import RuntimeConfig
 from lt_jax.runtime import checkpoint, faults, finite, ledger, mesh, metrics, progress
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.train_state import TrainState
 from lt_jax.shapes import Array, PRNGKey
 
@@ -65,18 +63,13 @@ class Loop:
         key: PRNGKey,
         *,
         steps: int,
-        folder: pathlib.Path,
-        device_mesh: Mesh,
-        runtime: RuntimeConfig,
-        tags: Mapping[str, Any],
+        job: Job,
     ):
-        """`folder` holds `checkpoints/` and `metrics.jsonl`; `tags` mark every line of metrics."""
+        """The step is compiled for `job.mesh`."""
         self._step, self._stream, self._key, self._steps = step, stream, key, steps
-        self._mesh, self._runtime, self._folder = device_mesh, runtime, folder
-        self._tags = dict(tags)
-        self._name = " ".join(str(value) for value in self._tags.values())
-        self._checkpoints = checkpoint.Checkpointer(folder / "checkpoints")
-        stream.restrict(*mesh.part(device_mesh))
+        self._job, self._name = job, job.name
+        self._checkpoints = checkpoint.Checkpointer(job.folder / "checkpoints")
+        stream.restrict(*mesh.part(job.mesh))
         self._window = _Window()
         self._opened = False
         self.ledger = ledger.Ledger()
@@ -92,7 +85,7 @@ class Loop:
             self._stream.seek(start, note["stream"])
         else:
             self._stream.seek(0, None)
-        self.metrics = metrics.MetricWriter(self._folder, self._tags, start)
+        self.metrics = metrics.MetricWriter(self._job.folder, dict(self._job.tags), start)
         self._clock = ledger.Clock(self.ledger)
         self._bar = progress.Progress(self._name, self._steps, start=start)
         self._opened = True
@@ -122,10 +115,10 @@ class Loop:
             if n > start:  # the first step of a run may compile
                 self._window.time(time.perf_counter() - began, self.ledger.data_wait - waited)
             done = n + 1
-            log = done % self._runtime.log_every == 0 or done == self._steps
+            log = done % self._job.runtime.log_every == 0 or done == self._steps
             # At `until` the caller saves, once it has written what belongs to that step.
             save = done != until and (
-                faults.stopping() or done % self._runtime.checkpoint_every == 0
+                faults.stopping() or done % self._job.runtime.checkpoint_every == 0
             )
             if log or save:
                 self._read(*pending)
@@ -185,7 +178,7 @@ class Loop:
         since = time.perf_counter()
         batch = next(self._stream)  # type: ignore[call-overload]
         self.ledger.data_wait += time.perf_counter() - since
-        return mesh.put(dict(batch), self._mesh)
+        return mesh.put(dict(batch), self._job.mesh)
 
     def _read(self, n: int, values: dict[str, Array]) -> None:
         host = {name: float(value) for name, value in mesh.fetch(values).items()}

@@ -1,13 +1,10 @@
 """One training from its first step to its last, in rounds: what all trainings have in common."""
 
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from jax.sharding import Mesh
-
-from lt_jax.config import RuntimeConfig
 from lt_jax.runtime import loop, mesh
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.runtime.train_state import TrainState
@@ -23,27 +20,23 @@ def train(
     state: TrainState,
     stream: loop.Stream,
     key: PRNGKey,
+    job: Job,
     *,
     ends: Sequence[int],
-    folder: pathlib.Path,
-    device_mesh: Mesh,
-    runtime: RuntimeConfig,
-    tags: Mapping[str, Any],
     resumed: Resumed = lambda state, start: None,
     before: Before = lambda number: (),
     after: After = lambda until, state, metrics: None,
 ) -> tuple[TrainState, Ledger]:
-    """Trains, or goes on training, in `folder`; returns the last state and the cost.
+    """Trains, or goes on training, in its folder; returns the last state and the cost.
 
     Args:
       step: from `spmd.jit_step`.
       state: a fresh one, anywhere.
       stream: of batches.
       key: of the steps.
+      job: where it runs; its mesh is that of `step`.
       ends: the step that each round ends with, ascending; the last ends the training. A checkpoint
         is made at each.
-      folder, runtime, tags: see `loop.Loop`.
-      device_mesh: that of `step`.
       resumed: told the state and step that the training goes on from, before the first round.
       before: of a round's number, its context for the step; rounds that are over are left out.
       after: told the end of a round, its state, and where its metrics belong, before it is saved.
@@ -51,22 +44,13 @@ def train(
     Raises:
       NonFiniteError, Preempted: see `Loop.run`.
     """
-    with loop.Loop(
-        step,
-        stream,
-        key,
-        steps=ends[-1],
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=runtime,
-        tags=tags,
-    ) as training:
-        state, start = training.restore(mesh.distribute(state, device_mesh))
+    with loop.Loop(step, stream, key, steps=ends[-1], job=job) as training:
+        state, start = training.restore(mesh.distribute(state, job.mesh))
         resumed(state, start)
         for number, until in enumerate(ends):
             if start >= until:
                 continue
-            context = mesh.distribute(before(number), device_mesh)
+            context = mesh.distribute(before(number), job.mesh)
             state = training.run(state, start, until, context)
             after(until, state, training.metrics)
             training.save(state, until)

@@ -24,6 +24,7 @@ from lt_jax.config import (
 from lt_jax.data import augment
 from lt_jax.mixing.controllers import MixtureError
 from lt_jax.runtime import keys, ledger, mesh, metrics, train_state
+from lt_jax.runtime.job import Job
 
 VIT = ViTConfig(variant="custom", width=16, depth=1, heads=2, mlp=16, patch_size=4)
 CONFIG = ExtractorConfig(
@@ -48,16 +49,8 @@ ROWS = np.split(np.arange(5, 59), [30, 46])  # of classes of 30, 16 and 8
 
 
 def learn(images, folder, rows=ROWS, config=CONFIG):
-    return contrastive.learn(
-        config,
-        images,
-        rows,
-        SHAPE,
-        folder=folder,
-        device_mesh=mesh.make_mesh(1),
-        runtime=RUNTIME,
-        tags={"stage": "extractor"},
-    )
+    job = Job(folder, mesh.make_mesh(1), RUNTIME, {"stage": "extractor"})
+    return contrastive.learn(config, images, rows, SHAPE, job)
 
 
 def assert_equal_trees(left, right):
@@ -325,14 +318,9 @@ def test_features_tell_digits_apart_better_than_an_untrained_network_s(tmp_path)
     fresh = contrastive.init(config, 10, SHAPE)["network"]
     train_rows = np.concatenate(rows)
     head = probe.fit(seen(fresh, train_rows)[1], labels[train_rows], 10, 300)
-    params, costs = contrastive.train(
-        config,
-        data,
-        folder=tmp_path,
-        device_mesh=device_mesh,
-        runtime=RuntimeConfig(log_every=100, checkpoint_every=1000),
-        tags={"stage": "extractor"},
-    )
+    runtime = RuntimeConfig(log_every=100, checkpoint_every=1000)
+    job = Job(tmp_path, device_mesh, runtime, {"stage": "extractor"})
+    params, costs = contrastive.train(config, data, job)
     assert jax.tree.structure(params) == jax.tree.structure(fresh)
     assert costs.images == 2 * 200 * 64
     untrained = accuracy(probe.attach(fresh, head))

@@ -20,6 +20,7 @@ from lt_jax.config import (
 )
 from lt_jax.mixing import controllers
 from lt_jax.runtime import mesh, metrics
+from lt_jax.runtime.job import Job
 
 FIRST, SECOND = 8, 10
 RECIPE = train.Recipe(
@@ -57,17 +58,16 @@ def data():
     )
 
 
+def job_in(folder, **tags):
+    return Job(folder, mesh.make_mesh(1), RUNTIME, tags)
+
+
 def fit(second, data, folder, recipe=RECIPE):
     """Both stages, as an arm runs them: first stage's parameters, result, and its own cost."""
-    here = {
-        "folder": folder,
-        "device_mesh": mesh.make_mesh(1),
-        "runtime": RUNTIME,
-        "tags": {"stage": "classify", "arm": "a", "seed": recipe.seed},
-    }
-    params, before = train.train(recipe, data, CONTROLLER, **here)
+    job = job_in(folder, stage="classify", arm="a", seed=recipe.seed)
+    params, before = train.train(recipe, data, CONTROLLER, job)
     last = history.mixtures(folder, CONTROLLER, data, recipe.rounds)[-1]
-    found, costs = decoupled.finish(second, recipe, data, last, params, **here)
+    found, costs = decoupled.finish(second, recipe, data, last, params, job)
     return jax.device_get(params), jax.device_get(found), before, costs
 
 
@@ -137,17 +137,7 @@ def test_classes_are_drawn_alike_at_the_shares_of_the_last_round(
     folder, params, *_ = whole["crt"]
     last = history.mixtures(folder, CONTROLLER, data, RECIPE.rounds)[-1]
     stage = dataclasses.replace(KINDS["crt"], steps=60)
-    decoupled.finish(
-        stage,
-        RECIPE,
-        data,
-        last,
-        params,
-        folder=tmp_path,
-        device_mesh=mesh.make_mesh(1),
-        runtime=RUNTIME,
-        tags={},
-    )
+    decoupled.finish(stage, RECIPE, data, last, params, job_in(tmp_path))
     labels, synthetic = (np.concatenate(part) for part in zip(*seen, strict=True))
     np.testing.assert_allclose(np.bincount(labels) / len(labels), 1 / 3, atol=0.01)
     for k in range(3):
@@ -252,9 +242,9 @@ def test_tau_norm_reads_val_alone_and_keeps_its_choice(whole, data, tmp_path, mo
     monkeypatch.setattr(decoupled.predict, "predict", watched)
     _, params, *_ = whole["crt"]
     stage = SecondStage("tau_norm", 0, 1.0)
-    here = {"device_mesh": mesh.make_mesh(1), "runtime": RUNTIME, "tags": {}}
+    job = job_in(tmp_path)
     drawn = CONTROLLER.mixture(())
-    found, costs = decoupled.finish(stage, RECIPE, data, drawn, params, folder=tmp_path, **here)
+    found, costs = decoupled.finish(stage, RECIPE, data, drawn, params, job)
     assert asked == [data.val_rows.tolist()]
     choice = json.loads((tmp_path / "second_stage.json").read_text())
     assert choice["tau"] in choice["taus"] == list(decoupled.TAUS) and choice["n"] == 9
@@ -265,7 +255,7 @@ def test_tau_norm_reads_val_alone_and_keeps_its_choice(whole, data, tmp_path, mo
     assert costs.images == 0 and costs.seconds > 0
     none = dataclasses.replace(data, val_rows=data.val_rows[:0], val_labels=data.val_labels[:0])
     with pytest.raises(decoupled.DecoupledError, match=r"val, which is empty; raise config\.data"):
-        decoupled.finish(stage, RECIPE, none, drawn, params, folder=tmp_path, **here)
+        decoupled.finish(stage, RECIPE, none, drawn, params, job)
 
 
 def test_both_stages_take_as_many_steps_as_another_arm_s_one():

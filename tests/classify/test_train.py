@@ -17,6 +17,7 @@ from lt_jax.config import (
 )
 from lt_jax.mixing import adaptive, controllers
 from lt_jax.runtime import keys, mesh, metrics, train_state
+from lt_jax.runtime.job import Job
 from tests import goldens
 
 RECIPE = train.Recipe(
@@ -55,15 +56,9 @@ def data():
 
 def fit(data, folder, controller=None, recipe=RECIPE, runtime=RUNTIME):
     controller = controller or controllers.real_only(data.counts, "instance")
-    return train.train(
-        recipe,
-        data,
-        controller,
-        folder=folder,
-        device_mesh=mesh.make_mesh(1),
-        runtime=runtime,
-        tags={"stage": "classify", "arm": "a", "seed": 0},
-    )
+    tags = {"stage": "classify", "arm": "a", "seed": 0}
+    job = Job(folder, mesh.make_mesh(1), runtime, tags)
+    return train.train(recipe, data, controller, job)
 
 
 def assert_equal_trees(left, right):

@@ -22,6 +22,7 @@ from lt_jax.data import augment, phantom
 from lt_jax.detect import boxes, predict, targets, train
 from lt_jax.evaluate.metrics import average_precision
 from lt_jax.runtime import keys, mesh, metrics, train_state
+from lt_jax.runtime.job import Job
 
 SIZE = 32
 RECIPE = train.Recipe(
@@ -80,14 +81,9 @@ def data_of(second=None, share=0.0):
 
 
 def fit(folder, data=None, recipe=RECIPE, runtime=RUNTIME):
-    return train.train(
-        recipe,
-        data or data_of(),
-        folder=folder,
-        device_mesh=mesh.make_mesh(1),
-        runtime=runtime,
-        tags={"stage": "detect", "arm": "a", "seed": 0},
-    )
+    tags = {"stage": "detect", "arm": "a", "seed": 0}
+    job = Job(folder, mesh.make_mesh(1), runtime, tags)
+    return train.train(recipe, data or data_of(), job)
 
 
 def assert_equal_trees(left, right):
@@ -214,8 +210,5 @@ def test_a_batch_that_devices_cannot_share_is_refused(tmp_path):
         train.train(
             dataclasses.replace(RECIPE, batch_size=6),
             data_of(),
-            folder=tmp_path,
-            device_mesh=mesh.make_mesh(4),
-            runtime=RUNTIME,
-            tags={"stage": "detect"},
+            Job(tmp_path, mesh.make_mesh(4), RUNTIME, {"stage": "detect"}),
         )

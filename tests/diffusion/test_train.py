@@ -22,6 +22,7 @@ from lt_jax.diffusion.generator import Generator
 from lt_jax.models import module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.runtime import keys, mesh, metrics, train_state
+from lt_jax.runtime.job import Job
 from tests import goldens
 from tests.diffusion.lesion_set import ALL
 
@@ -116,15 +117,8 @@ ROWS = [np.arange(4), np.arange(4, 8), np.arange(8, 12)]
 
 
 def run(generator, folder, images=IMAGES, **inputs):
-    return train.train(
-        generator,
-        images,
-        ROWS,
-        folder=folder,
-        device_mesh=mesh.make_mesh(1),
-        runtime=RuntimeConfig(log_every=10),
-        **inputs,
-    )
+    job = Job(folder, mesh.make_mesh(1), RuntimeConfig(log_every=10), {"stage": "generator"})
+    return train.train(generator, images, ROWS, job, **inputs)
 
 
 def test_training_learns_a_constant_image(tmp_path):

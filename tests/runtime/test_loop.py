@@ -14,6 +14,7 @@ import pytest
 
 from lt_jax.config import OptimizerConfig, RuntimeConfig
 from lt_jax.runtime import faults, files, ledger, loop, mesh, metrics, train_state
+from lt_jax.runtime.job import Job
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=3)
 STEPS, FEATURES, BATCH = 23, 5, 16
@@ -102,10 +103,7 @@ def train(
         stream,
         jax.random.key(7),
         steps=STEPS,
-        folder=folder,
-        device_mesh=device_mesh,
-        runtime=settings,
-        tags={"stage": "toy", "seed": 3},
+        job=Job(folder, device_mesh, settings, {"stage": "toy", "seed": 3}),
     ) as training:
         state, start = training.restore(fresh(device_mesh))
         for until in rounds:

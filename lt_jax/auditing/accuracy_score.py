@@ -56,6 +56,12 @@ class Joined:
         """Images of both."""
         return len(self.first) + len(self.second)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, h, w, c); as of either store, an AttributeError where images are not yet decoded."""
+        shapes: list[Any] = [getattr(store, "shape") for store in (self.first, self.second)]  # noqa: B009
+        return (len(self), *shapes[0][1:])
+
     def __getitem__(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
         """The images of these rows, in this order."""
         indices = np.asarray(indices)

@@ -62,6 +62,9 @@ class RuntimeConfig:
     checkpoint_every: int = bounded(200, 1)
     compilation_cache: str = ""  # folder; empty: `.jax_cache` in the workdir
     loader_workers: int = bounded(0, 0, 256)  # grain worker processes; 0: threads
+    # Images that a training draws from are kept on every device where they take no more MiB than
+    # this, and streamed where they take more, or files are decoded at each access; 0: always.
+    resident_mib: int = bounded(256, 0)
     fsdp: int = bounded(1, 1)  # devices over which parameters and optimiser state are split
     host_timeout: int = bounded(100, 10, 3600)  # seconds until a silent process counts as lost
 

@@ -30,7 +30,7 @@ class _Assemble:
     def __init__(
         self, plan: Plan, columns: Mapping[str, tuple[Any, Any]], rows: Sequence[np.ndarray]
     ):
-        self.plan, self._columns = plan, dict(columns)
+        self.plan, self.columns = plan, dict(columns)
         self.part, self.parts = 0, 1
         self._rows = np.concatenate(rows).astype(np.int64)
         self._offsets = np.cumsum([0, *(len(row) for row in rows)])
@@ -43,12 +43,17 @@ class _Assemble:
         return {
             "label": (cells % self._classes).astype(np.int32),
             "synthetic": synthetic,
-            **{name: _read(*pair, index, synthetic) for name, pair in self._columns.items()},
+            **{name: _read(*pair, index, synthetic) for name, pair in self.columns.items()},
         }
 
     def _own(self, drawn: np.ndarray) -> np.ndarray:
         size = len(drawn) // self.parts
         return drawn[self.part * size : (self.part + 1) * size]
+
+    def sources(self) -> list[tuple[Any, np.ndarray]]:
+        rows = np.split(self._rows, [self._offsets[self._classes]])
+        pairs = zip(self.columns["image"], rows, strict=True)
+        return [(store, own) for store, own in pairs if store is not None]
 
     def indices(self, cells: np.ndarray, positions: np.ndarray) -> np.ndarray:
         return self._rows[self._offsets[cells] + positions]
@@ -150,6 +155,18 @@ class MixedStream:
         if plan is not self.plan:
             self._assemble.plan = plan
             self.close()
+
+    def sources(self) -> list[tuple[Any, np.ndarray]]:
+        """The image stores, real and, where there is one, synthetic, with the rows drawn from."""
+        return self._assemble.sources()
+
+    def number(self, tables: Sequence[np.ndarray]) -> None:
+        """From the next batch on, `image` is int32 [b]: tables[i][r] of row r of store i.
+
+        Where images lie on the devices (`runtime.resident`), numbers are all that they need.
+        """
+        self._assemble.columns["image"] = (tables[0], tables[1] if len(tables) > 1 else None)
+        self.close()
 
     def restrict(self, part: int, parts: int) -> None:
         """From the next batch on, gives and decodes the `part`-th of `parts` equal parts of each.

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from lt_jax.runtime import checkpoint, faults, finite, ledger, mesh, metrics, progress
+from lt_jax.runtime import checkpoint, faults, finite, ledger, mesh, metrics, progress, resident
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.train_state import TrainState
 from lt_jax.shapes import Array, PRNGKey
@@ -71,7 +71,8 @@ class Loop:
         self._checkpoints = checkpoint.Checkpointer(job.folder / "checkpoints")
         stream.restrict(*mesh.part(job.mesh))
         self._window = _Window()
-        self._opened = False
+        self._opened = self._settled = False
+        self._store: jax.Array | None = None  # of images, where they lie on the devices
         self.ledger = ledger.Ledger()
 
     def restore(self, state: TrainState) -> tuple[TrainState, int]:
@@ -100,6 +101,8 @@ class Loop:
         """
         pending: tuple[int, dict[str, Array]] | None = None
         flops: float | None = None  # of one step; every step of a run has the same shapes
+        if not self._settled:
+            self._store, self._settled = resident.settle([self._stream], self._job), True
         for n in range(start, until):
             began, waited = time.perf_counter(), self.ledger.data_wait
             batch = self._next_batch()
@@ -178,7 +181,8 @@ class Loop:
         since = time.perf_counter()
         batch = next(self._stream)  # type: ignore[call-overload]
         self.ledger.data_wait += time.perf_counter() - since
-        return mesh.put(dict(batch), self._job.mesh)
+        placed = mesh.put(dict(batch), self._job.mesh)
+        return resident.images(placed, self._store, self._job.mesh, 0)
 
     def _read(self, n: int, values: dict[str, Array]) -> None:
         host = {name: float(value) for name, value in mesh.fetch(values).items()}

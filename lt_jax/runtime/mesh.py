@@ -92,9 +92,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
-    """The first axis is split over the devices."""
-    return NamedSharding(mesh, ROWS)
+def batched(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """The first axis, or another one, is split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, *ROWS))
 
 
 def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -142,19 +142,20 @@ def own(rows: Rows, mesh: Mesh) -> Rows:
     return rows[index * size : (index + 1) * size]
 
 
-def put(batch: T, mesh: Mesh) -> T:
-    """Moves a pytree of host arrays to the devices, split along the first axis.
+def put(batch: T, mesh: Mesh, axis: int = 0) -> T:
+    """Moves a pytree of host arrays to the devices, split along the first axis, or another one.
 
     Of several processes each gives the rows of its own devices (`own`).
     """
-    split = batched(mesh)
+    split = batched(mesh, axis)
     if split.is_fully_addressable:
         return jax.device_put(batch, split)
-    return jax.tree.map(lambda leaf: _joined(np.asarray(leaf), split, part(mesh)[1]), batch)
+    parts = part(mesh)[1]
+    return jax.tree.map(lambda leaf: _joined(np.asarray(leaf), split, parts, axis), batch)
 
 
-def _joined(rows: np.ndarray, split: NamedSharding, parts: int) -> jax.Array:
-    shape = (len(rows) * parts, *rows.shape[1:])
+def _joined(rows: np.ndarray, split: NamedSharding, parts: int, axis: int) -> jax.Array:
+    shape = (*rows.shape[:axis], rows.shape[axis] * parts, *rows.shape[axis + 1 :])
     return jax.make_array_from_process_local_data(split, rows, shape)
 
 

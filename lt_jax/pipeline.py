@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
-from lt_jax import preflight, reporting, stages
+from lt_jax import populations, preflight, reporting, stages
 from lt_jax import specs as specs_lib
 from lt_jax.classify import decoupled
 from lt_jax.context import Context
@@ -76,7 +76,10 @@ class Pipeline:
             context = self.context()
             self._preflight(selected, context)
             try:
+                classifiers = [spec for spec in selected if spec.stage.startswith("classify/")]
                 for spec in selected:
+                    if spec in classifiers[:1]:
+                        populations.train(classifiers, context)
                     self._run_stage(spec, context)
             finally:
                 self._collect_metrics()
@@ -125,7 +128,9 @@ class Pipeline:
         """Finds what cannot work before the first stage starts."""
         left = [spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)]
         names = set(distributed.agree(left))
-        preflight.check_batches(self.config, names, context.mesh)
+        classifiers = [spec for spec in selected if spec.stage.startswith("classify/")]
+        apart = {"classify"} if populations.apart(classifiers, context) else set()
+        preflight.check_batches(self.config, names - apart, context.mesh)
         if names - {"prepare", "report"}:
             preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
 

@@ -34,13 +34,22 @@ from lt_jax.mixing import (
     learned,
     networks,
     observations,
-    population,
     proxy,
 )
 from lt_jax.mixing.environment import heads
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.proxy_data import ProxyData, collect
-from lt_jax.runtime import checkpoint, faults, files, finite, keys, mesh, metrics, progress
+from lt_jax.runtime import (
+    checkpoint,
+    faults,
+    files,
+    finite,
+    keys,
+    mesh,
+    metrics,
+    population,
+    progress,
+)
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Float
 

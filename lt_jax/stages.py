@@ -16,7 +16,7 @@ import numpy as np
 from lt_jax import auditing, detection, policy_learning, preflight, reporting, synthesis
 from lt_jax.classify import contrastive, decoupled, history, predict
 from lt_jax.classify import train as classify_train
-from lt_jax.config import ArmConfig
+from lt_jax.config import ArmConfig, Config
 from lt_jax.config.classify import LEARNED
 from lt_jax.context import Context
 from lt_jax.data import prepare
@@ -197,9 +197,28 @@ def _predict(
 
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
     config = context.config.classify
+    second = decoupled.of(config.arms[arm_name], config.steps)
+    recipe = classifier_recipe(context.config, arm_name, seed)
+    controller, data = mixed_data(context, arm_name, seed)
+    job = context.job(folder, stage="classify", arm=arm_name, seed=seed)
+    splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
+    outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits, second)
+    ids = np.array(context.data[0].ids)
+    arrays = {}
+    for split, output in outputs.items():
+        arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
+    arrays_lib.save(folder / "predictions.npz", arrays)
+    mixtures = history.mixtures(folder, controller, data, config.rounds)
+    _save_mixture(folder / "mixture.json", mixtures)
+    return costs
+
+
+def classifier_recipe(values: Config, arm_name: str, seed: int) -> classify_train.Recipe:
+    """What decides the (first stage's) training of an arm's classifier, besides its data."""
+    config = values.classify
     arm = config.arms[arm_name]
     second = decoupled.of(arm, config.steps)
-    recipe = classify_train.Recipe(
+    return classify_train.Recipe(
         model=preflight.classifier_of(config.model, arm),
         optimizer=config.optimizer,
         augment=config.augment,
@@ -212,18 +231,6 @@ def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) 
         **_strong(arm),
         expert_loss=arm.expert_loss,
     )
-    controller, data = _mixed_data(context, arm_name, seed)
-    job = context.job(folder, stage="classify", arm=arm_name, seed=seed)
-    splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
-    outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits, second)
-    ids = np.array(context.data[0].ids)
-    arrays = {}
-    for split, output in outputs.items():
-        arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
-    arrays_lib.save(folder / "predictions.npz", arrays)
-    mixtures = history.mixtures(folder, controller, data, config.rounds)
-    _save_mixture(folder / "mixture.json", mixtures)
-    return costs
 
 
 def _strong(arm: ArmConfig) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _train_data(context: Context) -> classify_train.TrainData:
     )
 
 
-def _mixed_data(
+def mixed_data(
     context: Context, arm_name: str, seed: int
 ) -> tuple[controllers.Controller, classify_train.TrainData]:
     """An arm's controller, and the images that its synthetic slots hold."""

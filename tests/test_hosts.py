@@ -182,3 +182,26 @@ def test_every_stage_in_two_processes_is_that_of_one(tmp_path):
         assert values[0] == pytest.approx(values[1], abs=1e-3)
     assert reports[0]["pool"]["accepted"] == reports[1]["pool"]["accepted"] > 0
     assert all(report["dataset"]["test_openings"] == 1 for report in reports)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_a_population_in_two_processes_is_its_members_in_one(tmp_path, how):
+    """Whose images lie on the devices of both, or are streamed."""
+    config = TRAINING.replace(', fill={{"controller": "fill_to_head"}}'.format(), "")
+    stages = "--stages=prepare,classify"
+    one = Run(tmp_path, "one", config, stages)
+    one.finish(1)
+    flags = ("--config.runtime.classifiers=2", f"--config.runtime.population={how}")
+    resident = f"--config.runtime.resident_mib={256 * (how == 'map')}"
+    two = Run(tmp_path, "two", config, stages, *flags, resident)
+    said = two.finish(2)
+    assert f"classify: 2 classifiers in 1 program of 2 ({how})" in said[0]
+    assert ("kept on every device" in said[0]) == (how == "map")
+    for seed in (0, 1):
+        assert_close(one, two, f"classify/ce/seed{seed}/predictions.npz", 1e-4)
+    refused = Run(
+        tmp_path, "three", config, stages, flags[0], "--config.runtime.population=devices"
+    )
+    codes, said = processes.finished(refused.command(2), 2, tmp_path / "logs", 120)
+    assert codes == [1, 1] and all("takes map or vmap" in text for text in said)

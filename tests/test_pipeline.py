@@ -160,6 +160,47 @@ def test_cache_serves_another_workdir(finished, tmp_path):
     assert lines == (finished / "metrics.jsonl").read_text()
 
 
+def assert_same_predictions(run, ordinary):
+    for spec in run.specs:
+        if not spec.stage.startswith("classify/"):
+            continue
+        mine, theirs = (
+            dict(np.load(one.store.folder(spec) / "predictions.npz")) for one in (run, ordinary)
+        )
+        assert mine.keys() == theirs.keys()
+        for name, values in mine.items():
+            if name.endswith("_logits"):
+                np.testing.assert_allclose(values, theirs[name], atol=1e-4)
+            else:
+                assert values.tolist() == theirs[name].tolist()
+        mine, theirs = (one.store.ledger(spec) for one in (run, ordinary))
+        assert mine.images == theirs.images
+        assert mine.flops == pytest.approx(theirs.flops, rel=1e-3)
+
+
+def copied(run, ordinary):
+    """`run` with what comes before the classifiers taken from another one."""
+    for spec in ordinary.specs:
+        if spec.stage in ("prepare", "generator", "extractor", "synthesize"):
+            shutil.copytree(ordinary.store.folder(spec), run.store.folder(spec))
+    return run
+
+
+def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, tmp_path, capsys):
+    """Seeds and arms by one program."""
+    config = tiny()
+    with config.unlocked():
+        config.runtime.update(classifiers=8, population="vmap")
+    ordinary = pipeline.Pipeline(tiny(), finished)
+    run = copied(pipeline.Pipeline(config, tmp_path / "run"), ordinary)
+    run.run(["classify"])
+    said = capsys.readouterr().err
+    assert "classify: 6 classifiers in 1 program of 6 (vmap)" in said
+    assert "classify ce 0 and 5 more: images of" in said
+    assert "classify ce 0 and 5 more: 4 steps" in said
+    assert_same_predictions(run, ordinary)
+
+
 def stub(spec, folder, context):
     """A stage of no work, which counts how often it was made."""
     time.sleep(0.05)

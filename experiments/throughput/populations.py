@@ -32,9 +32,10 @@ from lt_jax.config import (
     ViTConfig,
 )
 from lt_jax.config.mixing import MixingConfig, ProxyConfig
-from lt_jax.mixing import draws, population, proxy
+from lt_jax.mixing import draws, proxy
 from lt_jax.mixing.classifiers import Classifier, Network
 from lt_jax.mixing.proxy_data import ProxyData, collect
+from lt_jax.runtime import population
 from lt_jax.shapes import Array, Float
 
 MEMBERS = (1, 4, 16)

@@ -45,7 +45,7 @@ from lt_jax.data.images import Images
 from lt_jax.data.stream import MixedStream
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime import keys, loop, spmd, train_state, training
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.shapes import Array, Bool, Features, Float, ImagesU8, Int, Params, PRNGKey
@@ -205,15 +205,17 @@ def learn(
       Parameters of the classifier's network, its head zero, and the cost. Each image of a batch
       is counted twice, once for each view.
     """
-    mesh.check_batch(config.batch_size, job.mesh, "config.extractor.batch_size")
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
     state, costs = training.train(
-        make_step(dataclasses.replace(config, seed=0), len(rows), job.mesh),
-        train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
-        make_stream(config, images, rows, job.runtime.loader_workers),
-        keys.stream(keys.root(config.seed), "train"),
-        job,
-        ends=[config.steps],
+        training.Training(
+            step=make_step(dataclasses.replace(config, seed=0), len(rows), job.mesh),
+            state=train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
+            stream=make_stream(config, images, rows, job.runtime.loader_workers),
+            key=keys.stream(keys.root(config.seed), "train"),
+            job=job,
+            ends=[config.steps],
+            batch=(config.batch_size, "config.extractor.batch_size"),
+        )
     )
     costs = dataclasses.replace(costs, images=2 * costs.images)
     return state.params["network"], costs

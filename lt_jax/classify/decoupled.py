@@ -129,15 +129,19 @@ def finish(
             found = whole_network(state)
             writer.write(until, train.validate(forward, found, data, recipe.batch_size))
 
+    fresh = start_of(second.kind, head)
     state, costs = training.train(
-        step,
-        train_state.create(start_of(second.kind, head), _optimizer(recipe, second), ema=False),
-        stream,
-        keys.stream(keys.root(recipe.seed), "second_stage"),
-        own,
-        ends=[second.steps],
-        before=before,
-        after=after,
+        training.Training(
+            step=step,
+            state=train_state.create(fresh, _optimizer(recipe, second), ema=False),
+            stream=stream,
+            key=keys.stream(keys.root(recipe.seed), "second_stage"),
+            job=own,
+            ends=[second.steps],
+            batch=(recipe.batch_size, train.BATCH_FIELD),
+            before=before,
+            after=after,
+        )
     )
     return whole_network(state), costs
 

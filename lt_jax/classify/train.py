@@ -24,11 +24,13 @@ from lt_jax.data.stream import MixedStream
 from lt_jax.evaluate import metrics
 from lt_jax.mixing.controllers import Controller, Feedback, following
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime import keys, loop, spmd, train_state, training
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
 from lt_jax.shapes import Array, Float, Params, PRNGKey
+
+BATCH_FIELD = "batch_size of the classifier"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,22 @@ def train(
 ) -> tuple[Params, Ledger]:
     """Trains, or goes on training, in `job.folder`; returns the final parameters and the cost.
 
+    Raises: as `describe` and `training.train`.
+    """
+    state, costs = training.train(describe(recipe, data, controller, job))
+    return state.params, costs
+
+
+def describe(
+    recipe: Recipe,
+    data: TrainData,
+    controller: Controller,
+    job: Job,
+) -> training.Training:
+    """The training of a classifier in `job.folder`, to be run alone or with others.
+
+    Those of recipes that are equal but for the seed have the same step.
+
     Before each round the controller sets class weights and synthetic shares; after it the
     validation split is scored for the learning curve, and policy_val for the controller, where it
     learns. The last parameters are used: nothing is chosen by validation here.
@@ -134,7 +152,6 @@ def train(
         its folder has lost the history of a training that is to go on.
     """
     classes = len(data.train_rows)
-    mesh.check_batch(recipe.batch_size, job.mesh, "batch_size of the classifier")
     if controller.learns:
         history_lib.check(data, recipe.rounds, recipe.steps)
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
@@ -166,18 +183,19 @@ def train(
             history.append(look(params=state.params))
             history_lib.keep(job.folder, history)
 
-    state, costs = training.train(
-        step,
-        train_state.create(init(recipe, classes, data.image_shape), optimizer, ema=False),
-        stream,
-        keys.stream(keys.root(recipe.seed), "train"),
-        job,
+    fresh = init(recipe, classes, data.image_shape)
+    return training.Training(
+        step=step,
+        state=train_state.create(fresh, optimizer, ema=False),
+        stream=stream,
+        key=keys.stream(keys.root(recipe.seed), "train"),
+        job=job,
         ends=edges[1:],
+        batch=(recipe.batch_size, BATCH_FIELD),
         resumed=resumed,
         before=before,
         after=after,
     )
-    return state.params, costs
 
 
 def make_stream(recipe: Recipe, data: TrainData, runtime: RuntimeConfig) -> MixedStream:

@@ -27,7 +27,7 @@ from lt_jax.config.detect import DetectorConfig as DetectorConfig
 from lt_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from lt_jax.config.fields import ConfigError as ConfigError
 from lt_jax.config.fields import FrozenDict as FrozenDict
-from lt_jax.config.fields import bounded
+from lt_jax.config.fields import bounded, choice
 from lt_jax.config.fields import build as build
 from lt_jax.config.fields import free_paths as free_paths
 from lt_jax.config.fields import key_fields as key_fields
@@ -65,6 +65,10 @@ class RuntimeConfig:
     # Images that a training draws from are kept on every device where they take no more MiB than
     # this, and streamed where they take more, or files are decoded at each access; 0: always.
     resident_mib: int = bounded(256, 0)
+    # Classifiers of equal recipes that are trained by one program, and how (`population.Together`):
+    # rounding differs, as between numbers of devices, and nothing else. 1: one after the other.
+    classifiers: int = bounded(1, 1, 1024)
+    population: str = choice("map", "vmap", "devices")
     fsdp: int = bounded(1, 1)  # devices over which parameters and optimiser state are split
     host_timeout: int = bounded(100, 10, 3600)  # seconds until a silent process counts as lost
 

@@ -28,7 +28,7 @@ from lt_jax.data.stream import MixedStream
 from lt_jax.detect import losses, predict, targets
 from lt_jax.detect.decode import Detections
 from lt_jax.models import detector, module
-from lt_jax.runtime import keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime import keys, loop, spmd, train_state, training
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
@@ -157,7 +157,6 @@ def train(
       ConfigError: a batch that the devices cannot share evenly.
       NonFiniteError, Preempted: see `Loop.run`.
     """
-    mesh.check_batch(recipe.batch_size, job.mesh, "config.detect.batch_size")
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
     # Everything but the seed: seeds share one compiled step.
     alike = dataclasses.replace(recipe, seed=0)
@@ -179,14 +178,17 @@ def train(
             metrics.write(until, data.look(found))
 
     state, costs = training.train(
-        make_step(alike, size, job.mesh),
-        train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
-        stream,
-        keys.stream(keys.root(recipe.seed), "train"),
-        job,
-        ends=edges[1:].tolist(),
-        before=before,
-        after=after,
+        training.Training(
+            step=make_step(alike, size, job.mesh),
+            state=train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
+            stream=stream,
+            key=keys.stream(keys.root(recipe.seed), "train"),
+            job=job,
+            ends=edges[1:].tolist(),
+            batch=(recipe.batch_size, "config.detect.batch_size"),
+            before=before,
+            after=after,
+        )
     )
     return state.params, costs
 

@@ -137,7 +137,6 @@ def train(
       What the training has cost.
     """
     config = generator.config
-    mesh.check_batch(config.batch_size, job.mesh, "config.generator.batch_size")
     counts = tuple(len(r) for r in rows)
     adapter, fresh = _adapter(config), generator.init()
     frozen, trainable = adapter.init(_key(config, "adapt"), base, fresh) if adapter else ((), fresh)
@@ -172,14 +171,17 @@ def train(
         _keep(job.folder, config, frozen, state.ema, until)
 
     state, costs = training.train(
-        make_step(generator, counts, job.mesh),
-        train_state.create(trainable, optimizer, rule),
-        stream,
-        _key(config, "train"),
-        job,
-        ends=trained.snapshot_steps(config),
-        before=before,
-        after=after,
+        training.Training(
+            step=make_step(generator, counts, job.mesh),
+            state=train_state.create(trainable, optimizer, rule),
+            stream=stream,
+            key=_key(config, "train"),
+            job=job,
+            ends=trained.snapshot_steps(config),
+            batch=(config.batch_size, "config.generator.batch_size"),
+            before=before,
+            after=after,
+        )
     )
     _finish(job.folder, config, frozen, state.ema)
     return costs

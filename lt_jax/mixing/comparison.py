@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import MixingConfig
-from lt_jax.mixing import networks, population, rollout, search
+from lt_jax.mixing import networks, rollout, search
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.learn import Learner
 from lt_jax.mixing.networks import Policy
-from lt_jax.runtime import faults, keys, mesh
+from lt_jax.runtime import faults, keys, mesh, population
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 COMPARED = 32  # episodes of each rule

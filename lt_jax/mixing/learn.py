@@ -30,13 +30,13 @@ from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import PolicyConfig
-from lt_jax.mixing import estimators, networks, population
+from lt_jax.mixing import estimators, networks
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.objectives import Metrics, Samples, clipped_loss, reinforce_loss, value_loss
 from lt_jax.mixing.rollout import Episodes, play
 from lt_jax.models import module
-from lt_jax.runtime import keys, train_state
+from lt_jax.runtime import keys, population, train_state
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 

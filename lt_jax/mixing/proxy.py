@@ -25,14 +25,14 @@ from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import MixingConfig
-from lt_jax.mixing import draws, observations, population, rewards
+from lt_jax.mixing import draws, observations, rewards
 from lt_jax.mixing.classifiers import Classifier, Head, Strategy
 from lt_jax.mixing.draws import Draws
 from lt_jax.mixing.environment import Step, heads
 from lt_jax.mixing.mixture import EXPONENTS
 from lt_jax.mixing.observations import Track
 from lt_jax.mixing.proxy_data import ProxyData, ProxyError
-from lt_jax.runtime import keys, mesh
+from lt_jax.runtime import keys, mesh, population
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 HEAD = Head()

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lt_jax.mixing import population
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.rollout import replay
-from lt_jax.runtime import keys
+from lt_jax.runtime import keys, population
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 CHUNK = 64  # schedules played at once, which bounds the memory

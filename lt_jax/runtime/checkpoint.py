@@ -61,6 +61,11 @@ def layout(tree: Any) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def newest(folder: pathlib.Path) -> int:
+    """The newest step in `folder` by its name, be it intact or not; 0: there is none."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+
 class Checkpointer:
     """The last two steps of one training, in one folder."""
 

@@ -32,19 +32,20 @@ class Ledger:
 
 
 class Clock:
-    """Adds elapsed wall-clock time to a ledger, as often as it is read."""
+    """Adds elapsed wall-clock time to a ledger, or evenly to several, as often as it is read."""
 
-    def __init__(self, ledger: Ledger):
+    def __init__(self, *ledgers: Ledger):
         """Starts now."""
-        self._ledger = ledger
+        self._ledgers = ledgers
         self._since = time.perf_counter()
 
     def read(self) -> float:
-        """Books the time since the last reading; returns the ledger's total."""
+        """Books the time since the last reading; returns the (first) ledger's total."""
         now = time.perf_counter()
-        self._ledger.seconds += now - self._since
+        for ledger in self._ledgers:
+            ledger.seconds += (now - self._since) / len(self._ledgers)
         self._since = now
-        return self._ledger.seconds
+        return self._ledgers[0].seconds
 
 
 def flops(step: Callable[..., Any], *args: Any) -> float:

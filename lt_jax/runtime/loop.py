@@ -3,152 +3,144 @@
 A step is `step(state, batch, key, context) -> (state, metrics)`; context is what holds for many
 steps, such as a round's label prior. The key of step n is fold_in(key, n), and batch n depends on
 n alone, so that a training that was killed and resumed equals one that was not.
+
+Several trainings may make the same updates side by side (`population`): each has its own batches,
+keys, checkpoints and lines (`record`), and a program makes the updates of all.
 """
 
-import dataclasses
 import functools
-import math
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
-import numpy as np
 
-from lt_jax.runtime import checkpoint, faults, finite, ledger, mesh, metrics, progress, resident
-from lt_jax.runtime.job import Job
+from lt_jax.runtime import faults, ledger, population, progress, resident
+from lt_jax.runtime.record import Record
 from lt_jax.runtime.train_state import TrainState
 from lt_jax.shapes import Array, PRNGKey
 
 Step = Callable[[TrainState, Any, PRNGKey, Any], tuple[TrainState, dict[str, Array]]]
 
 
-@runtime_checkable
-class Stream(Protocol):
-    """What the loop asks of a loader."""
-
-    def __next__(self) -> Mapping[str, np.ndarray]:
-        """The next global batch."""
-        ...
-
-    def seek(self, step: int, state: Mapping[str, Any] | None) -> None:
-        """Continues at batch `step`, under a state that `state` returned."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What `seek` needs, as JSON."""
-        ...
-
-    def restrict(self, part: int, parts: int) -> None:
-        """From now on gives the rows of the `part`-th of `parts` equal parts of each batch."""
-        ...
-
-    def describe(self, step: int) -> str:
-        """Which images batch `step` holds, for an error message."""
-        ...
-
-    def close(self) -> None:
-        """Ends the loader's threads and processes."""
-        ...
-
-
 class Loop:
-    """One checkpointed training of `steps` updates."""
+    """Checkpointed trainings of `steps` updates each, mostly one."""
 
     def __init__(
         self,
         step: Step,
-        stream: Stream,
-        key: PRNGKey,
+        records: Sequence[Record],
         *,
         steps: int,
-        job: Job,
+        layout: population.Layout | None = None,
     ):
-        """The step is compiled for `job.mesh`."""
-        self._step, self._stream, self._key, self._steps = step, stream, key, steps
-        self._job, self._name = job, job.name
-        self._checkpoints = checkpoint.Checkpointer(job.folder / "checkpoints")
-        stream.restrict(*mesh.part(job.mesh))
-        self._window = _Window()
-        self._opened = self._settled = False
+        """All have one step, one mesh and one `RuntimeConfig`.
+
+        Args:
+          step: of one training, from `spmd.jit_step`.
+          records: of each training.
+          steps: of each.
+          layout: how their arrays lie; None: of one training.
+        """
+        self._step, self._records, self._steps = step, list(records), steps
+        self._job, more = records[0].job, len(records) - 1
+        self._name = self._job.name + (f" and {more} more" if more else "")
+        self._layout = layout or population.Alone(self._job.mesh)
+        self._program = self._layout.program(step)
+        self._keys = self._layout.keys([record.key for record in records])
+        self._unread: list[tuple[int, dict[str, Array]]] = []
+        self._failed: dict[int, faults.NonFiniteError] = {}
+        self._waited = 0.0
         self._store: jax.Array | None = None  # of images, where they lie on the devices
-        self.ledger = ledger.Ledger()
+        self._settled = False
+        self._clock: ledger.Clock | None = None
 
-    def restore(self, state: TrainState) -> tuple[TrainState, int]:
-        """Where the training stands: the newest checkpoint's state and step, or the fresh one's."""
-        found = self._checkpoints.restore(state)
-        start = 0
-        if found is not None:
-            start, state, note = found
-            self.ledger = ledger.Ledger.of(note["ledger"])
-            self._window = _Window(note["window"])
-            self._stream.seek(start, note["stream"])
-        else:
-            self._stream.seek(0, None)
-        self.metrics = metrics.MetricWriter(self._job.folder, dict(self._job.tags), start)
-        self._clock = ledger.Clock(self.ledger)
-        self._bar = progress.Progress(self._name, self._steps, start=start)
-        self._opened = True
-        return state, start
+    def restore(self, states: Sequence[TrainState]) -> tuple[Any, list[int]]:
+        """The trainings' states on the devices, and where each stands.
 
-    def run(self, state: TrainState, start: int, until: int, context: Any = ()) -> TrainState:
+        Args:
+          states: fresh ones, taken where a training has no checkpoint yet.
+        """
+        found = [
+            record.open(self._layout.target(state))
+            for record, state in zip(self._records, states, strict=True)
+        ]
+        starts = [start for _, start in found]
+        self._clock = ledger.Clock(*(record.ledger for record in self._records))
+        self._bar = progress.Progress(self._name, self._steps, start=starts[0])
+        return self._layout.restored([state for state, _ in found]), starts
+
+    def members(self, tree: Any) -> list[tuple[int, Any]]:
+        """States or metrics of the trainings, by number, in which all has been finite so far."""
+        found = enumerate(self._layout.members(tree))
+        return [(i, own) for i, own in found if i not in self._failed]
+
+    def run(self, state: Any, start: int, until: int, context: Any = ()) -> Any:
         """Makes updates `start`..`until`; saves on the way, but not at `until`: see `save`.
 
         Raises:
-          NonFiniteError: a loss or gradient became NaN or infinite.
-          Preempted: SIGTERM arrived; the state is saved.
+          NonFiniteError: a loss or gradient became NaN or infinite. Where that is one of several
+            trainings, the others are saved, at `until` by the caller's `save`, which raises it.
+          Preempted: SIGTERM arrived; all is saved.
         """
-        pending: tuple[int, dict[str, Array]] | None = None
+        if not self._settled and start < until:
+            streams = [record.stream for record in self._records]
+            self._store, self._settled = resident.settle(streams, self._job, self._name), True
+        runtime = self._job.runtime
         flops: float | None = None  # of one step; every step of a run has the same shapes
-        if not self._settled:
-            self._store, self._settled = resident.settle([self._stream], self._job), True
         for n in range(start, until):
-            began, waited = time.perf_counter(), self.ledger.data_wait
+            began, waited = time.perf_counter(), self._waited
             batch = self._next_batch()
-            key = jax.random.fold_in(self._key, n)
             if flops is None:
-                flops = _flops(self._step, state, batch, key, context)
-            self.ledger.flops += flops
-            state, values = self._step(state, batch, key, context)
-            self.ledger.images += len(batch["label"])
-            if pending is not None:
-                self._read(*pending)
-            pending = (n, values)
+                flops = self._flops(state, batch, context)
+            state, values = self._program(state, batch, self._layout.key(self._keys, n), context)
+            for record in self._records:
+                record.ledger.flops += flops
+                record.ledger.images += batch["label"].shape[-1]
+            self._unread.append((n, values))
+            self._read(keep=1)
             if n > start:  # the first step of a run may compile
-                self._window.time(time.perf_counter() - began, self.ledger.data_wait - waited)
+                for record in self._records:
+                    record.time(time.perf_counter() - began, self._waited - waited)
             done = n + 1
-            log = done % self._job.runtime.log_every == 0 or done == self._steps
+            log = done % runtime.log_every == 0 or done == self._steps
             # At `until` the caller saves, once it has written what belongs to that step.
-            save = done != until and (
-                faults.stopping() or done % self._job.runtime.checkpoint_every == 0
-            )
+            save = done != until and (faults.stopping() or done % runtime.checkpoint_every == 0)
             if log or save:
-                self._read(*pending)
-                pending = None
-            if log:
+                self._read(keep=0)
+            if log and len(self._failed) < len(self._records):
                 self._log(done)
+            self._stop_failed(state, done, until)
             if save:  # before the next batch is fetched, so that loader and state agree
                 self.save(state, done)
                 faults.raise_if_stopping(f"{self._name}, step {done}")
-        if pending is not None:
-            self._read(*pending)
+        self._read(keep=0)
+        self._stop_failed(state, until, until)
         self._bar.update(until)
         return state
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Saves everything that continuing from `step` needs, as one atomic checkpoint.
+    def save(self, state: Any, step: int) -> None:
+        """Saves each training, so that it can go on from `step`.
 
-        Raises NonFiniteError for a state that is not finite: what is saved always is.
+        Raises NonFiniteError for one that is not finite, now or before, once the others are saved.
         """
-        finite.require(state, f"{self._name}, step {step}")
+        assert self._clock is not None
         self._clock.read()
-        note = {"ledger": dataclasses.asdict(self.ledger), "stream": self._stream.state()}
-        note["window"] = self._window.state()
-        self._checkpoints.save(step, state, note)
+        for i, own in self.members(state):
+            try:
+                self._records[i].save(own, step)
+            except faults.NonFiniteError as error:
+                self._failed[i] = error
+        if self._failed:
+            first, *others = self._failed.values()
+            for other in others:
+                first.add_note(str(other))
+            raise first
 
     def __enter__(self) -> "Loop":
-        """Itself; the training's files are closed on leaving, however it ends."""
+        """Itself; the trainings' files are closed on leaving, however it ends."""
         return self
 
     def __exit__(
@@ -157,14 +149,14 @@ class Loop:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Books the last seconds; closes checkpoints, loader, metrics and progress, each one.
+        """Books the last seconds; closes checkpoints, loaders, metrics and progress, each one.
 
-        What ended the training is what is raised; errors of closing are added to it as notes.
+        What ended the trainings is what is raised; errors of closing are added to it as notes.
         """
-        closing = [self._checkpoints.close, self._stream.close]
-        if self._opened:
+        closing = [call for record in self._records for call in record.closing()]
+        if self._clock is not None:
             self._clock.read()
-            closing += [self.metrics.close, lambda: self._bar.__exit__(kind, error, trace)]
+            closing.append(lambda: self._bar.__exit__(kind, error, trace))
         first = error
         for close in closing:
             try:
@@ -179,68 +171,49 @@ class Loop:
 
     def _next_batch(self) -> Any:
         since = time.perf_counter()
-        batch = next(self._stream)  # type: ignore[call-overload]
-        self.ledger.data_wait += time.perf_counter() - since
-        placed = mesh.put(dict(batch), self._job.mesh)
-        return resident.images(placed, self._store, self._job.mesh, 0)
+        batches = [next(record.stream) for record in self._records]  # type: ignore[call-overload]
+        waited = time.perf_counter() - since
+        self._waited += waited
+        for record in self._records:
+            record.ledger.data_wait += waited / len(self._records)
+        placed = self._layout.batch(batches)
+        return resident.images(placed, self._store, self._job.mesh, self._layout.rows)
 
-    def _read(self, n: int, values: dict[str, Array]) -> None:
-        host = {name: float(value) for name, value in mesh.fetch(values).items()}
-        bad = [name for name, value in host.items() if not math.isfinite(value)]
-        if bad:
-            raise faults.NonFiniteError(
-                f"{self._name}: {', '.join(bad)} became non-finite at step {n}; the batch held "
-                f"{self._stream.describe(n)}; the last checkpoint before it is finite, and the "
-                "same command makes all steps from there: lower the learning rate or clip_norm"
-            )
-        self._window.add(host)
+    def _read(self, keep: int) -> None:
+        """Reads the metrics of all steps but the last `keep`; of all, where some are not finite."""
+        cut = max(0, len(self._unread) - keep)
+        self._tell(self._unread[:cut])
+        self._unread = self._unread[cut:]
+        if self._failed:
+            self._tell(self._unread)
+            self._unread = []
+
+    def _tell(self, unread: Sequence[tuple[int, dict[str, Array]]]) -> None:
+        for n, values in unread:
+            for i, own in self.members(values):
+                try:
+                    self._records[i].read(n, own)
+                except faults.NonFiniteError as error:
+                    self._failed[i] = error
+
+    def _stop_failed(self, state: Any, done: int, until: int) -> None:
+        """Ends the run where a training is not finite, with the others saved.
+
+        Where others have come to the end of a round, what belongs to that comes before.
+        """
+        if self._failed and (done < until or len(self._failed) == len(self._records)):
+            self.save(state, done)
 
     def _log(self, done: int) -> None:
+        assert self._clock is not None
         self._clock.read()
-        means = self._window.take()
-        self.metrics.write(done, means)
-        self._bar.update(done, loss=means.get("loss", math.nan))
+        left = [record for i, record in enumerate(self._records) if i not in self._failed]
+        self._bar.update(done, loss=statistics.mean(record.log(done) for record in left))
 
-
-class _Window:
-    """Running means of metrics since the last log line, and how much of that time was waiting.
-
-    The means are kept in checkpoints; times are those of this process.
-    """
-
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        self._sums: dict[str, float] = dict(state["sums"]) if state else {}
-        self._count: int = state["count"] if state else 0
-        self._seconds, self._waited = 0.0, 0.0
-
-    def state(self) -> dict[str, Any]:
-        return {"sums": self._sums, "count": self._count}
-
-    def add(self, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
-
-    def time(self, seconds: float, waited: float) -> None:
-        """Adds a step's wall clock, and how much of it passed before its batch was there."""
-        self._seconds += seconds
-        self._waited += waited
-
-    def take(self) -> dict[str, float]:
-        """The means; `data_wait_fraction` is the part of the steps' seconds spent on waiting."""
-        means = {name: value / self._count for name, value in self._sums.items()}
-        means["data_wait_fraction"] = self._waited / self._seconds if self._seconds else 0.0
-        self._sums, self._count, self._seconds, self._waited = {}, 0, 0.0, 0.0
-        return means
-
-
-def _flops(step: Step, *arguments: Any) -> float:
-    leaves, structure = jax.tree.flatten(arguments)
-    shapes = tuple(
-        jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
-        for leaf in leaves
-    )
-    return _counted(step, structure, shapes)
+    def _flops(self, state: Any, batch: Any, context: Any) -> float:
+        arguments = state, batch, self._layout.key(self._keys, 0), context
+        leaves, structure = jax.tree.flatten(self._layout.shapes(arguments))
+        return _counted(self._layout.countable(self._step), structure, tuple(leaves))
 
 
 @functools.lru_cache(maxsize=64)

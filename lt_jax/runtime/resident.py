@@ -30,15 +30,16 @@ class Drawing(Protocol):
         ...
 
 
-def settle(streams: Sequence[Any], job: Job) -> jax.Array | None:
+def settle(streams: Sequence[Any], job: Job, name: str = "") -> jax.Array | None:
     """Puts the images of all `streams` on the devices, and has them give numbers, or leaves both.
 
-    Says which, and why, in a line.
+    Says which, and why, in a line that begins with `name`, or that of the job.
 
     Returns:
       The images [n h w c], whole on every device of `job.mesh`; None: batches hold pixels.
     """
-    sources = [stream.sources() for stream in streams if isinstance(stream, Drawing)]
+    drawing = [stream for stream in streams if isinstance(stream, Drawing)]
+    sources = [stream.sources() for stream in drawing]
     stores = {id(store): store for own in sources for store, _ in own}
     rows = {
         which: np.unique(np.concatenate([r for own in sources for s, r in own if s is store]))
@@ -48,7 +49,7 @@ def settle(streams: Sequence[Any], job: Job) -> jax.Array | None:
     if not drawn:
         return None
     fits, told = _judge(list(drawn.values()), [rows[which] for which in drawn], job)
-    progress.say(f"{job.name}: {told}")
+    progress.say(f"{name or job.name}: {told}")
     if not fits:
         return None
     held, tables, count = [], {}, 0
@@ -58,9 +59,10 @@ def settle(streams: Sequence[Any], job: Job) -> jax.Array | None:
         count += len(rows[which])
         if which in drawn:
             held.append(store[rows[which]])
-    for stream, own in zip(streams, sources, strict=True):
+    for stream, own in zip(drawing, sources, strict=True):
         stream.number([tables[id(store)] for store, _ in own])
-    return mesh.replicate(np.concatenate(held), job.mesh)
+    images: Any = np.concatenate(held)
+    return mesh.replicate(images, job.mesh)
 
 
 def _judge(stores: Sequence[Any], rows: Sequence[np.ndarray], job: Job) -> tuple[bool, str]:

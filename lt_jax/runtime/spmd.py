@@ -19,9 +19,9 @@ from lt_jax.shapes import PyTree
 class Program:
     """A function that is jitted by `build(*arguments)` when it is first called."""
 
-    def __init__(self, build: Callable[..., Any], device_mesh: Mesh):
+    def __init__(self, build: Callable[..., Any], device_mesh: Mesh, function: Callable[..., Any]):
         """Later arguments have the shapes of the first ones, but for the length of a batch."""
-        self.mesh = device_mesh
+        self.mesh, self.function = device_mesh, function
         self._build = build
         self._jitted: Any = None
 
@@ -62,7 +62,7 @@ def jit_step(step: Callable[..., Any], device_mesh: Mesh) -> Program:
             donate_argnums=0,
         )
 
-    return Program(build, device_mesh)
+    return Program(build, device_mesh, step)
 
 
 def jit_rows(function: Callable[..., Any], device_mesh: Mesh) -> Program:
@@ -73,7 +73,7 @@ def jit_rows(function: Callable[..., Any], device_mesh: Mesh) -> Program:
         kept = mesh.shardings(params, device_mesh)
         return jax.jit(function, in_shardings=(kept, *[split] * len(rows)), out_shardings=split)
 
-    return Program(build, device_mesh)
+    return Program(build, device_mesh, function)
 
 
 def over_rows(
@@ -89,13 +89,15 @@ def over_rows(
       program: the function.
       params: its first argument, anywhere.
       rows: any numbers that `read` knows.
-      batch_size: the last batch is filled up to it, so that one shape is compiled.
+      batch_size: rounded up to a multiple of the devices; the last batch is filled up to it, so
+        that one shape is compiled.
       read: its other arguments for some rows; each process reads those of its own devices.
 
     Raises:
       Preempted: SIGTERM arrived.
     """
     params = mesh.distribute(params, program.mesh)
+    batch_size += -batch_size % program.mesh.size
     for start in range(0, len(rows), batch_size):
         faults.check("a pass over images")
         chunk = rows[start : start + batch_size]

@@ -1,9 +1,10 @@
-"""One training from its first step to its last, in rounds: what all trainings have in common."""
+"""One training from its first step to its last, in rounds, or several side by side."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_jax.runtime import loop, mesh
+from lt_jax.runtime import loop, population, record
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
@@ -15,21 +16,11 @@ Before = Callable[[int], Any]
 After = Callable[[int, TrainState, MetricWriter], None]
 
 
-def train(
-    step: loop.Step,
-    state: TrainState,
-    stream: loop.Stream,
-    key: PRNGKey,
-    job: Job,
-    *,
-    ends: Sequence[int],
-    resumed: Resumed = lambda state, start: None,
-    before: Before = lambda number: (),
-    after: After = lambda until, state, metrics: None,
-) -> tuple[TrainState, Ledger]:
-    """Trains, or goes on training, in its folder; returns the last state and the cost.
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What all trainings have in common.
 
-    Args:
+    Attributes:
       step: from `spmd.jit_step`.
       state: a fresh one, anywhere.
       stream: of batches.
@@ -37,22 +28,84 @@ def train(
       job: where it runs; its mesh is that of `step`.
       ends: the step that each round ends with, ascending; the last ends the training. A checkpoint
         is made at each.
+      batch: images a batch, and the config field that says so.
       resumed: told the state and step that the training goes on from, before the first round.
       before: of a round's number, its context for the step; rounds that are over are left out.
       after: told the end of a round, its state, and where its metrics belong, before it is saved.
+    """
+
+    step: loop.Step
+    state: TrainState
+    stream: record.Stream
+    key: PRNGKey
+    job: Job
+    ends: Sequence[int]
+    batch: tuple[int, str]
+    resumed: Resumed = lambda state, start: None
+    before: Before = lambda number: ()
+    after: After = lambda until, state, metrics: None
+
+
+def train(training: Training) -> tuple[TrainState, Ledger]:
+    """Trains, or goes on training, in its folder; returns the last state and the cost.
 
     Raises:
+      ConfigError: steps are left, and the devices cannot share a batch evenly.
       NonFiniteError, Preempted: see `Loop.run`.
     """
-    with loop.Loop(step, stream, key, steps=ends[-1], job=job) as training:
-        state, start = training.restore(mesh.distribute(state, job.mesh))
-        resumed(state, start)
-        for number, until in enumerate(ends):
+    ((state, costs),) = _train([training], population.Alone(training.job.mesh))
+    return state, costs
+
+
+def train_together(trainings: Sequence[Training], how: str) -> list[tuple[TrainState, Ledger]]:
+    """`train` of several by one program, each in its own folder; see `population.Together`.
+
+    What each leaves is what it leaves alone, up to rounding, so that either can go on from the
+    other. Seconds are shared out evenly.
+
+    Args:
+      trainings: with one step, one mesh, the same rounds, and batches of the same columns.
+      how: "vmap", "map" or "devices", which takes a multiple of the devices.
+
+    Returns:
+      Of each training its last state, on the host, and its cost; nothing, and nothing is trained,
+      where their checkpoints are of different steps.
+
+    Raises:
+      ValueError: the trainings are of different steps or rounds, or not so many.
+      ConfigError, NonFiniteError, Preempted: as `train`; where one training is not finite, the
+        others are saved.
+    """
+    first = trainings[0]
+    if any((t.step, t.ends, t.batch) != (first.step, first.ends, first.batch) for t in trainings):
+        raise ValueError("trainings of a population have one step, the same rounds and batch size")
+    devices = first.job.mesh.size
+    if how == "devices" and len(trainings) % devices:
+        raise ValueError(f"{len(trainings)} trainings for {devices} devices; takes a multiple")
+    return _train(trainings, population.Together(first.job.mesh, how))
+
+
+def _train(
+    trainings: Sequence[Training], layout: population.Layout
+) -> list[tuple[TrainState, Ledger]]:
+    first = trainings[0]
+    records = [record.Record(own.stream, own.key, own.job) for own in trainings]
+    with loop.Loop(first.step, records, steps=first.ends[-1], layout=layout) as running:
+        state, starts = running.restore([own.state for own in trainings])
+        if len(set(starts)) > 1:
+            return []
+        start = starts[0]
+        if start < first.ends[-1]:
+            layout.check(*first.batch)
+        for i, own in running.members(state):
+            trainings[i].resumed(own, start)
+        for number, until in enumerate(first.ends):
             if start >= until:
                 continue
-            context = mesh.distribute(before(number), job.mesh)
-            state = training.run(state, start, until, context)
-            after(until, state, training.metrics)
-            training.save(state, until)
+            context = layout.context([own.before(number) for own in trainings])
+            state = running.run(state, start, until, context)
+            for i, own in running.members(state):
+                trainings[i].after(until, own, records[i].metrics)
+            running.save(state, until)
             start = until
-    return state, training.ledger
+    return [(own, each.ledger) for own, each in zip(layout.members(state), records, strict=True)]

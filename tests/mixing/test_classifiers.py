@@ -19,11 +19,11 @@ from lt_jax.config import (
 )
 from lt_jax.config.mixing import MixingConfig, ProxyConfig, RewardConfig
 from lt_jax.data import augment
-from lt_jax.mixing import draws, observations, population, proxy, proxy_data, rollout
+from lt_jax.mixing import draws, observations, proxy, proxy_data, rollout
 from lt_jax.mixing.classifiers import Head, Network, Strategy
 from lt_jax.mixing.environment import Environment
 from lt_jax.models import classifier, module
-from lt_jax.runtime import keys, train_state
+from lt_jax.runtime import keys, population, train_state
 from tests.mixing import tiny
 
 COUNTS, POOL, SEEN = (9, 4, 2), (5, 0, 3), (3, 2, 2)

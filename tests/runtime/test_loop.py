@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import OptimizerConfig, RuntimeConfig
-from lt_jax.runtime import faults, files, ledger, loop, mesh, metrics, train_state
+from lt_jax.runtime import faults, files, ledger, loop, mesh, metrics, train_state, training
 from lt_jax.runtime.job import Job
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=3)
@@ -96,25 +96,24 @@ def train(
 ):
     """Trains, or goes on training, as the stages do; returns the state and the ledger."""
     device_mesh = mesh.make_mesh(devices)
-    stream = stream or Rows()
     settings = RuntimeConfig(**{"log_every": 5, "checkpoint_every": 4, **runtime})
-    with loop.Loop(
-        step or make_step(devices)[0],
-        stream,
-        jax.random.key(7),
-        steps=STEPS,
-        job=Job(folder, device_mesh, settings, {"stage": "toy", "seed": 3}),
-    ) as training:
-        state, start = training.restore(fresh(device_mesh))
-        for until in rounds:
-            if start >= until:
-                continue
-            context = jax.device_put({"scale": np.float32(scale)}, mesh.replicated(device_mesh))
-            state = training.run(state, start, until, context)
-            training.metrics.write(until, {"val_loss": float(state.params["w"].sum())})
-            training.save(state, until)
-            start = until
-    return state, training.ledger
+
+    def after(until, state, to):
+        to.write(until, {"val_loss": float(state.params["w"].sum())})
+
+    return training.train(
+        training.Training(
+            step=step or make_step(devices)[0],
+            state=fresh(device_mesh),
+            stream=stream or Rows(),
+            key=jax.random.key(7),
+            job=Job(folder, device_mesh, settings, {"stage": "toy", "seed": 3}),
+            ends=rounds,
+            batch=(BATCH, "batch_size"),
+            before=lambda number: {"scale": np.float32(scale)},
+            after=after,
+        )
+    )
 
 
 def lines(folder) -> list[dict]:
@@ -329,7 +328,7 @@ def test_a_full_disk_ends_the_training_with_that_error_and_everything_closed(tmp
 
     def fill(n: int) -> None:
         if n == 3:
-            writer = loops[0].metrics
+            writer = loops[0]._records[0].metrics
             writer._file.close()
             writer._file = open("/dev/full", "w")  # noqa: SIM115
             writer._files.enter_context(writer._file)
@@ -350,7 +349,7 @@ def test_a_full_disk_ends_the_training_with_that_error_and_everything_closed(tmp
     assert any("while closing" in note for note in caught.value.__notes__)
     assert stream.closed
     assert bars == [files.DiskFullError]
-    assert loops[0].metrics._file.closed
+    assert loops[0]._records[0].metrics._file.closed
 
 
 def test_an_error_of_closing_alone_is_raised(tmp_path):

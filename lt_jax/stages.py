@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ from lt_jax.runtime.progress import Progress, say
 from lt_jax.shapes import Params
 
 _NAMED = 12  # classes at most that are counted by name in the log
+# Of the trainings of the moment, by pool and rows: those of a population hold one array.
+_decoded: weakref.WeakValueDictionary[tuple[str, bytes], Any] = weakref.WeakValueDictionary()
 
 
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
@@ -317,7 +320,11 @@ def _pool_images(
     if sum(counts) * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
         return pool, rows
     ends = np.cumsum(counts)
-    decoded: Any = pool[np.concatenate(rows)]  # an array serves as an image store
+    used = np.concatenate(rows)
+    which = str(context.folder("synthesize")), used.tobytes()
+    decoded: Any = _decoded.get(which)
+    if decoded is None:
+        decoded = _decoded[which] = pool[used]  # an array serves as an image store
     return decoded, np.split(np.arange(ends[-1]), ends[:-1])
 
 

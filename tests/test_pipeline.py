@@ -194,6 +194,11 @@ def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, 
     ordinary = pipeline.Pipeline(tiny(), finished)
     run = copied(pipeline.Pipeline(config, tmp_path / "run"), ordinary)
     run.run(["classify"])
+    stores = [
+        pipeline.stages.mixed_data(run.context(), "synthetic_fill_to_head", seed)[1].extra
+        for seed in (0, 1)
+    ]
+    assert stores[0] is stores[1]  # on the devices once, then
     said = capsys.readouterr().err
     assert "classify: 6 classifiers in 1 program of 6 (vmap)" in said
     assert "classify ce 0 and 5 more: images of" in said

@@ -96,7 +96,7 @@ def _end_with_parent() -> None:
 
 
 class MixedStream:
-    """An endless, resumable stream of global batches (see `lt_jax.runtime.loop.Stream`).
+    """An endless, resumable stream of global batches (see `lt_jax.runtime.record.Stream`).
 
     Batches are dicts: `image` uint8 [b, h, w, c], `label` int32 [b], `synthetic` bool [b], and one
     entry a column.

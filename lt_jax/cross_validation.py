@@ -12,7 +12,11 @@ images, each under the logits of the fold that had never seen it:
 
 - Means, intervals and p-values come from the pooled images, groups resampled as in any report. They
   take the folds' classifiers as one: what AUROC ranks are scores of several networks, whose scales
-  may differ, which can only lower it against the mean over folds.
+  may differ, so that it may lie below the mean over folds or above it.
+- val is left out of it: every val image is test in another fold, so that what val chose would be
+  chosen by test. No arm is called the best; arms with a pool are held against the baseline alone,
+  and charts with room for some arms show the first. Accuracies on policy_val are shown beside
+  those on test, but choose nothing.
 - `cross_validation.json` has every metric by fold, and the corrected resampled t-test of each arm
   against the baseline over the folds (Nadeau and Bengio, Machine Learning 52:239, 2003), which
   allows for the train images that folds share.
@@ -90,7 +94,8 @@ def _report(runs: Sequence[Pipeline], workdir: pathlib.Path) -> None:
 def pooled(folds: Folds) -> report_lib.ReportInputs:
     """One report's inputs of all folds: test images and logits in a row, costs added up.
 
-    Pool, policy and pictures are those of no fold; they are in each fold's own artifacts.
+    Pool, policy and pictures are those of no fold; they are in each fold's own artifacts. val is
+    set aside, since all of it is test in other folds: nothing can be chosen by it.
 
     Raises:
       ValueError: the folds have other classes, arms or seeds, or an image twice.
@@ -141,7 +146,7 @@ def _dataset(parts: Sequence[report_lib.Dataset]) -> report_lib.Dataset:
         test_openings=max(part.test_openings for part in parts),
         test_labels=join("test_labels"),
         test_groups=join("test_groups"),
-        val_labels=join("val_labels") if held("val_labels") else None,
+        val_labels=None,
         policy_val_labels=join("policy_val_labels") if held("policy_val_labels") else None,
     )
 
@@ -177,7 +182,7 @@ def _run(parts: Sequence[report_lib.Run]) -> report_lib.Run:
         log_prior=np.concatenate(
             [np.broadcast_to(part.log_prior, part.test_logits.shape) for part in parts]
         ),
-        val_logits=join("val_logits"),
+        val_logits=None,
         policy_val_logits=join("policy_val_logits"),
         curves=(),
         seconds=total("seconds"),

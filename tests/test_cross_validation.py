@@ -11,6 +11,7 @@ from lt_jax.config import ConfigError
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.report import folds as folds_lib
+from lt_jax.evaluate.report import shown, summary
 from lt_jax.evaluate.statistics import hypothesis
 from tests.test_pipeline import tiny
 
@@ -70,6 +71,23 @@ def test_each_image_is_adjusted_by_the_prior_of_its_fold(inputs):
         np.testing.assert_array_equal(
             run.log_prior[rows], np.broadcast_to(own.log_prior, own.test_logits.shape)
         )
+
+
+def test_val_which_is_test_in_other_folds_chooses_nothing(finished, inputs):
+    held = manifests(finished[1])
+    names = lambda made, split: set(np.array(made.ids)[made.rows(split)])
+    assert names(held[0], "val") <= names(held[1], "test") | names(held[2], "test")
+    as_pools = [
+        dataclasses.replace(
+            fold, arms=(fold.arms[0], dataclasses.replace(fold.arms[1], uses_pool=True))
+        )
+        for fold in inputs
+    ]
+    assert summary.rival(as_pools[0]) == ("ce", ["source_replay"])
+    whole = cross_validation.pooled(as_pools)
+    assert summary.rival(whole) == (None, ["source_replay"]) and not shown.by_val(whole)
+    page = (finished[0] / "report.html").read_text()
+    assert "there is no val to choose another by" in page and "best on val" not in page
 
 
 def test_the_folds_are_told_apart_and_tested(finished, inputs):

@@ -167,6 +167,7 @@ def _evidence(content: Content) -> dict[str, Any]:
         "by_group": sections.by_group(arms),
         "test_grids": test_grids,
         "shown_arms": shown.arms(inputs),
+        "shown_by_val": shown.by_val(inputs),
         "shown_classes": shown.CLASSES,
         "band_resamples": min(inputs.evaluate.resamples, RESAMPLES),
         "one_seed": any(s.summaries[PRIMARY].n == 1 for s in plain.values()),

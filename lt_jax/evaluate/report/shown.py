@@ -35,6 +35,11 @@ def _by_val(inputs: ReportInputs) -> list[str]:
     return [*best, *sorted(means, key=lambda name: -means[name])]
 
 
+def by_val(inputs: ReportInputs) -> bool:
+    """Whether val has chosen what is shown."""
+    return summary.best_on_val(inputs.arms, inputs.dataset) is not None
+
+
 def best(inputs: ReportInputs) -> list[str]:
     """The baseline, and the arm that is best on val where that is known and another one."""
     found = summary.best_on_val(inputs.arms, inputs.dataset)

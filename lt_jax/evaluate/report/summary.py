@@ -1,7 +1,8 @@
 """The report in words, and which arm on real images alone the pool arms have to beat.
 
 That arm is chosen by balanced accuracy on val, never on test: the best of several on test would be
-flattered by the choice, and the pool arms would be held against luck.
+flattered by the choice, and the pool arms would be held against luck. Where val is not known of
+every arm, or is no split apart (the folds of a cross-validation), none is chosen.
 """
 
 from collections.abc import Sequence
@@ -105,6 +106,12 @@ def _on_real_images(
         if arm.controller == "none" and arm.loss == "balanced_softmax" and not arm.uses_pool
     ]
     name, pooled = rival(inputs)
+    if pooled and name is None:
+        sentences.append(
+            "There are no predictions on val, apart from test, to say which arm on real images "
+            f"alone is the best, so that pool arms are held against {inputs.evaluate.baseline} "
+            "alone."
+        )
     against = {n: plain[n].against_rival[PRIMARY] for n in pooled if plain[n].against_rival}
     if name is None or not against:
         return sentences

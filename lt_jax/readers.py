@@ -130,7 +130,15 @@ def run(pipeline: Pipeline, answers: pathlib.Path, positive: str, out: pathlib.P
             for name in pipeline.config.classify.arms
         ]
         try:
-            found = reading.study(readings, arms, label, truth, evaluate.resamples, evaluate.seed)
+            found = reading.study(
+                readings,
+                arms,
+                label,
+                truth,
+                evaluate.resamples,
+                evaluate.seed,
+                evaluate.mcnemar,
+            )
         except ValueError as error:
             raise ReadersError(str(error)) from error
         drawn = curves.of_class(arms, label, truth, evaluate.resamples, evaluate.seed)
@@ -185,7 +193,10 @@ def _beyond(found: Study) -> tables.Table:
         (arm, one, *(found.beyond_each[arm][name] for name in readers))
         for arm, one in found.beyond.items()
     )
-    caption = "Sensitivity of an arm minus the reader's, at the reader's specificity (n: readers)"
+    caption = (
+        "Sensitivity of an arm minus the reader's, at the reader's specificity (n: readers; Holm's "
+        "correction of all readers' p over the arms, those of one reader uncorrected)"
+    )
     return tables.Table(("Arm", "All readers", *readers), rows, caption)
 
 
@@ -196,7 +207,10 @@ def _help(found: Study) -> tables.Table:
         for metric, one in found.help.items()
     ]
     rows.append(("images right", "", *(found.right[name] for name in readers)))
-    caption = "With help minus alone (n: readers; McNemar: with help : alone)"
+    caption = (
+        "With help minus alone (n: readers; Holm's correction of all readers' p over the metrics, "
+        "those of one reader uncorrected; McNemar: with help : alone)"
+    )
     return tables.Table(("Metric", "All readers", *readers), tuple(rows), caption)
 
 

@@ -25,6 +25,7 @@ def finished(tmp_path_factory):
         config.classify.arms = {"ce": config.classify.arms["ce"]}
         config.evaluate.baseline = "ce"
         config.evaluate.resamples = 100
+        config.evaluate.mcnemar = "exact"
         config.classify.seeds = (0, 1)
     run = Pipeline(config, tmp_path_factory.mktemp("runs") / "own", command="test")
     run.run(["prepare", "classify"])
@@ -61,7 +62,9 @@ def test_answers_become_points_on_the_curve_and_the_opening_is_on_record(finishe
     assert written["beyond"]["ce"]["n"] == 2 and written["positive"] == "malignant"
     numbers = (tmp_path / "out" / "figures" / "roc.csv").read_text()
     assert "ann,alone," in numbers and "bob,with help," in numbers
-    assert "All readers" in readers.text(found) and "McNemar" in readers.text(found)
+    text = readers.text(found)
+    assert "All readers" in text and "McNemar" in text and "uncorrected (n=1*)" in text
+    assert {one["method"] for one in written["right"].values()} == {"exact"}
 
 
 def test_answers_that_cannot_be_scored_are_refused_with_their_line(finished, tmp_path):

@@ -8,12 +8,16 @@ the mean over its runs (`curves`, equation 1), taken on the images that reader i
   what help brings    h_i = s_i(aided) - s_i(alone)   s: accuracy, sensitivity, specificity,  (3)
                       on the images that reader i answered both ways, and their mean
 
-Intervals are 95% percentile intervals of a bootstrap that redraws groups within their class
-(`resampling`), runs, and of means over two or more readers the readers, too: then they speak of
-other readers (Obuchowski and Rockette, 1995, ask the same of an analysis of variance). One reader
-is a case, and the interval says nothing of others. p is the two-sided one that these draws give,
-2 (min(#{d* <= 0}, #{d* >= 0}) + 1) / (r + 1), at most 1, corrected over arms or metrics by Holm; of
-one reader with help and without also McNemar's test of which images were right.
+A bootstrap redraws groups within their class (`resampling`) and runs. Of one reader the interval is
+that of its 95% percentiles, p the two-sided one 2 (min(#{d* <= 0}, #{d* >= 0}) + 1) / (r + 1), at
+most 1, and both say nothing of other readers; with help and without there is McNemar's test of
+which images were right, too. These p-values are not corrected. Means over two or more readers speak
+of other readers as well (Obuchowski and Rockette, 1995, ask the same of an analysis of variance):
+their intervals and p are Student's of `few_readers`, p corrected over arms or metrics by Holm.
+Simulated 1,000 times with 600 images and help whose mean is 0, but differs between readers by a
+deviation of 0.08, nominal 95% intervals of 2, 3 and 6 readers cover 0.90, 0.95 and 0.95, and the
+test rejects in 10, 6 and 5%; percentiles of m readers drawn from m: 0.76, 0.83, 0.90, and 20, 14,
+8%. Two readers who differ are few even so.
 """
 
 import dataclasses
@@ -23,7 +27,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lt_jax.evaluate.metrics.grouping import Truth, group_classes
-from lt_jax.evaluate.statistics import curves, hypothesis, intervals, multiplicity, resampling
+from lt_jax.evaluate.statistics import (
+    curves,
+    few_readers,
+    hypothesis,
+    intervals,
+    multiplicity,
+    resampling,
+)
 from lt_jax.evaluate.statistics.arms import ArmPredictions
 from lt_jax.evaluate.statistics.results import Comparison
 
@@ -61,10 +72,10 @@ class Study:
     Attributes:
       alone, aided: points by reader; those who did not read so are missing.
       beyond: by arm, (2) over the readers; its n is theirs.
-      beyond_each: by arm and reader, (1).
+      beyond_each: by arm and reader, (1); their p are not corrected.
       help: by metric, the mean of (3) over those who read both ways, or empty.
-      help_each: by reader and metric, (3).
-      right: by reader, McNemar's test of the images that were right, aided first.
+      help_each: by reader and metric, (3); their p are not corrected.
+      right: by reader, McNemar's test of the images that were right, aided first; not corrected.
     """
 
     alone: Mapping[str, Point]
@@ -83,6 +94,7 @@ def study(
     truth: Truth,
     resamples: int = 2000,
     seed: int = 0,
+    mcnemar: str = "mid_p",
 ) -> Study:
     """Compares readers with arms, and with themselves.
 
@@ -93,6 +105,7 @@ def study(
       truth: labels and groups.
       resamples: of the bootstrap.
       seed: of the draws.
+      mcnemar: the method of `hypothesis.mcnemar`.
 
     Raises:
       ValueError: a reader answered images of one kind only, or no reader is given.
@@ -110,9 +123,9 @@ def study(
     gaps = {name: gap for name, gap in gaps.items() if len(gap)}
     gains = [_help(one, positive, weights) for one in both]
     helped = {metric: [gain[metric] for gain in gains] for metric in METRICS if both}
-    mean = lambda found: _compared(_mean(found, seed), len(found))
+    mean = lambda found: _over_readers(np.stack(found), seed)
     each = lambda found, who: {
-        one.reader: _compared(draws, 1) for one, draws in zip(who, found, strict=True)
+        one.reader: _of_one(draws) for one, draws in zip(who, found, strict=True)
     }
     by_metric = {metric: each(found, both) for metric, found in helped.items()}
     return Study(
@@ -129,7 +142,7 @@ def study(
             one.reader: {metric: by_metric[metric][one.reader] for metric in METRICS}
             for one in both
         },
-        right={one.reader: _right(one, positive, truth) for one in both},
+        right={one.reader: _right(one, positive, truth, mcnemar) for one in both},
     )
 
 
@@ -225,29 +238,30 @@ def _help(
     return {metric: aided[metric] - alone[metric] for metric in METRICS}
 
 
-def _right(one: Reading, positive: np.ndarray, truth: Truth) -> hypothesis.McNemar:
+def _right(one: Reading, positive: np.ndarray, truth: Truth, method: str) -> hypothesis.McNemar:
     asked = ~(np.isnan(one.alone) | np.isnan(one.aided))
     aided, alone = (answers[asked] == positive[asked] for answers in (one.aided, one.alone))
     codes = np.unique(truth.groups[asked], return_inverse=True)[1].reshape(-1)
-    return hypothesis.mcnemar(aided, alone, codes)
+    return hypothesis.mcnemar(aided, alone, codes, method)
 
 
-def _mean(found: Sequence[Float[np.ndarray, "r"]], seed: int) -> Float[np.ndarray, "r"]:
-    """The mean over readers, in the first column as they are and in the others drawn anew."""
-    stacked = np.stack(found)
-    readers, columns = stacked.shape
-    generator = np.random.default_rng([seed, 8])
-    drawn = generator.multinomial(readers, np.full(readers, 1 / readers), size=columns - 1).T
-    return (stacked * np.concatenate([np.ones((readers, 1)), drawn], axis=1)).sum(axis=0) / readers
+def _over_readers(found: Float[np.ndarray, "m r"], seed: int) -> Comparison:
+    """The mean over readers; the first column is theirs, the others are resamples of images."""
+    m, columns = found.shape
+    if m == 1:
+        return _of_one(found[0])
+    drawn = few_readers.weights(np.random.default_rng([seed, 8]), m, columns - 1)
+    error = few_readers.error(found[:, 0], found[:, 1:], drawn)
+    return Comparison(error.mean, error.ci95, error.p, None, m)
 
 
-def _compared(draws: Float[np.ndarray, "r"], readers: int) -> Comparison:
-    """The first entry is the estimate, the others are its resamples."""
+def _of_one(draws: Float[np.ndarray, "r"]) -> Comparison:
+    """Of one reader: the first entry is the estimate, the others are its resamples."""
     known = draws[1:][~np.isnan(draws[1:])]
     beyond = min((known <= curves.EDGE).sum(), (known >= -curves.EDGE).sum())
     p = float(min(1.0, 2 * (beyond + 1) / (len(known) + 1))) if len(known) else None
     interval = intervals.percentile_interval(draws[1:])
-    return Comparison(float(draws[0]), interval, p, None, readers)
+    return Comparison(float(draws[0]), interval, p, None, 1)
 
 
 def _corrected(found: Mapping[str, Comparison]) -> dict[str, Comparison]:

@@ -136,7 +136,9 @@ def comparison_parts(cell: Comparison, digits: int = 3) -> tuple[str, str]:
         return UNDEFINED, ""
     estimate = f"{cell.difference:+.{digits}f} {format_interval(cell.ci95, digits)}"
     mark = "*" if cell.n == 1 else ""
-    return estimate, f"{format_p(cell.p)}, Holm {format_p(cell.p_holm)} (n={cell.n}{mark})"
+    holm = "uncorrected" if cell.p_holm is None else f"Holm {format_p(cell.p_holm)}"
+    test = format_p(None) if cell.p is None else f"{format_p(cell.p)}, {holm}"
+    return estimate, f"{test} (n={cell.n}{mark})"
 
 
 def format_interval(interval: tuple[float, float] | None, digits: int = 3) -> str:

@@ -1,15 +1,11 @@
 """What all readers could tell together, and how sure that is.
 
 Distinguishability is the mean accuracy over readers. Its interval speaks of other readers
-and other images: it is the mean -+ t SE, by a two-way bootstrap that draws readers and, within real
-and synthetic apart, images (`resampling.group_weights`). With V_r the variance of the mean when
-readers alone are drawn, V_i images alone and V_b both, each of the first two holds the variance of
-their interaction once and V_b three times (Owen, 2007), so SE^2 = 2 (V_r + V_i) - V_b, though not
-below V_r or V_i. Readers are few: t has (m - 1) (SE^2 / V_r)^2 degrees of freedom (Hillis, 2007).
-Simulated (2 to 6 readers, 60 to 300 images, either differing little or much) it covers 92 to 98%,
-and 89% at the worst, two readers who differ much; a percentile interval 71 to 99%. For one reader
-it is the percentile interval over images. Where nothing varies, all answers being right, there is
-none.
+and other images: it is the mean -+ t SE of `statistics.few_readers`, by a two-way bootstrap that
+draws readers and, within real and synthetic apart, images (`resampling.group_weights`). Simulated
+(2 to 6 readers, 60 to 300 images, either differing little or much) it covers 92 to 98%, and 89% at
+the worst, two readers who differ much; a percentile interval 71 to 99%. For one reader it is the
+percentile interval over images. Where nothing varies, all answers being right, there is none.
 
 Its p is of a permutation test: if nobody can tell, real and synthetic are exchangeable within a
 class, so the truth is shuffled there, alike for all readers, B times, and p = (1 + #{as far from
@@ -24,7 +20,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from lt_jax.evaluate.statistics import Summary, intervals, resampling, summarise
+from lt_jax.evaluate.statistics import Summary, few_readers, intervals, resampling, summarise
 from lt_jax.evaluate.turing.study import MISSING, SYNTHETIC
 
 
@@ -45,8 +41,7 @@ class Draws:
     def readers(self, m: int) -> Float[np.ndarray, "m r"]:
         """Weights of m readers, m - 1 draws a resample; columns sum to one."""
         generator = np.random.default_rng([self.seed, 2, m])
-        shape = self.images.shape[1]
-        return generator.multinomial(max(m - 1, 1), np.full(m, 1 / m), size=shape).T / max(m - 1, 1)
+        return few_readers.weights(generator, m, self.images.shape[1])
 
 
 def permutation_p(
@@ -98,24 +93,15 @@ def over_readers(
       replicates: the same on resampled images, which are alike for all readers.
       weights: of the readers in each resample.
     """
-    from scipy import stats
-
-    found, m = summarise(values), len(values)
-    images = replicates.mean(axis=0)
-    interval = intervals.percentile_interval(images)
-    if m == 1 or interval is None:
+    found = summarise(values)
+    interval = intervals.percentile_interval(replicates.mean(axis=0))
+    if len(values) == 1 or interval is None:
         varied = interval is not None and interval[0] < interval[1]
         return dataclasses.replace(found, ci95=interval if varied else None)
-    of_readers = float(np.var(values, ddof=1)) / m
-    of_images = float(np.nanvar(images))
-    both = float(np.nanvar((weights * replicates).sum(axis=0)))
-    variance = max(2 * (of_readers + of_images) - both, of_readers, of_images)
-    if variance < 1e-12:
+    ends = few_readers.error(values, replicates, weights).ci95
+    if ends is None:
         return found
-    # Above a million, t is normal.
-    freedom = (m - 1) * (variance / max(of_readers, 1e-3 * variance)) ** 2
-    reach, mean = float(stats.t.ppf(0.975, freedom)) * variance**0.5, float(np.mean(values))
-    return dataclasses.replace(found, ci95=(max(mean - reach, 0.0), min(mean + reach, 1.0)))
+    return dataclasses.replace(found, ci95=(max(ends[0], 0.0), min(ends[1], 1.0)))
 
 
 def ratings(

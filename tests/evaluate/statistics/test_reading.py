@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.evaluate.metrics.grouping import Truth
-from lt_jax.evaluate.statistics import ArmPredictions, curves, reading
+from lt_jax.evaluate.statistics import ArmPredictions, curves, reading, tables
 from lt_jax.evaluate.statistics.reading import Reading
 
 N = 120
@@ -109,6 +109,38 @@ def test_tests_of_equal_readers_and_arm_hold_their_size():
         readers = [said(str(i), one) for i, one in enumerate(own)]
         rejected += reading.study(readers, [arm], 1, truth, resamples=199).beyond["ce"].p < 0.05
     assert rejected / 150 < 0.11
+
+
+def of_no_help(draw, m, n=400, spread=0.08):
+    """What help brought to m readers, whose mean in all readers is nothing."""
+    generator = np.random.default_rng([draw, m])
+    labels, easy = np.arange(n) % 2, generator.normal(0, 0.15, n)
+    readers = []
+    for name in range(m):
+        gain = generator.normal(0, spread) / 2
+        how = [generator.random(n) < 0.7 + easy + sign * gain for sign in (-1, 1)]
+        readers.append(said(str(name), *(np.where(right, labels, 1 - labels) for right in how)))
+    truth = Truth(labels, np.arange(n), {}, 2)
+    return reading.study(readers, [], 1, truth, resamples=99).help["accuracy"]
+
+
+@pytest.mark.parametrize(("m", "least"), [(2, 0.84), (3, 0.90)])
+def test_intervals_over_few_readers_cover_the_mean_of_all(m, least):
+    # Percentiles of m readers drawn from m cover 0.76 and 0.83.
+    found = [of_no_help(draw, m) for draw in range(200)]
+    assert np.mean([one.ci95[0] <= 0 <= one.ci95[1] for one in found]) >= least
+    assert np.mean([one.p < 0.05 for one in found]) <= 1 - least
+
+
+def test_mcnemar_s_test_is_that_which_was_asked_for_and_p_of_one_reader_is_called_uncorrected():
+    truth, arm = made()
+    generator = np.random.default_rng(3)
+    alone, aided = (generator.random(N) < 0.3 + how * truth.labels for how in (0.2, 0.5))
+    study = lambda **more: reading.study([said("a", alone, aided)], [arm], 1, truth, 50, **more)
+    assert study().right["a"].method == "mid_p"
+    chosen = study(mcnemar="chi2")
+    assert chosen.right["a"].method == "chi2" and chosen.right["a"].p != study().right["a"].p
+    assert "uncorrected (n=1*)" in tables.format_cell(chosen.help_each["a"]["accuracy"])
 
 
 def test_images_of_one_kind_and_no_readers_are_refused():

@@ -43,11 +43,14 @@ class Sums:
 class RunSums:
     """A run as a linear map from group weights to its sums.
 
-    matrix: [rows, g]: k hits, k predictions, k labels, `bins` gaps, the squared error, the
-    nats, then the ranking rows. starts: blocks of thresholds per class, see `ranking.RankRows`.
+    matrix: [rows, g] in float32: k hits, k predictions, k labels, then the ranking rows. real:
+    [bins + 2, g] in float64, since sums of thousands of fractions would show float32's rounding:
+    gaps, the squared error, the nats. starts: blocks of thresholds per class, see
+    `ranking.RankRows`. counted: 3 k.
     """
 
     matrix: scipy.sparse.csr_matrix
+    real: scipy.sparse.csr_matrix
     starts: Int[np.ndarray, "k_plus_1"]
     counted: int
 
@@ -55,7 +58,7 @@ class RunSums:
         """The sums of every column of weights."""
         sums = self.matrix @ weights
         ranks = ranking.accumulate(sums[self.counted :], self.starts, buffers)
-        return Sums(sums[: self.counted], ranks)
+        return Sums(np.concatenate([sums[: self.counted], self.real @ weights]), ranks)
 
 
 def run_sums(
@@ -73,15 +76,19 @@ def run_sums(
         classification.brier_per_image(probabilities, labels),
         classification.nats(probabilities, labels),
     )
-    ones, last = np.ones(len(labels)), np.full(len(labels), 3 * k + bins)
-    row = np.concatenate([labels, k + predicted, 2 * k + labels, 3 * k + bin_of, last, last + 1])
-    data = np.concatenate([predicted == labels, ones, ones, gap, error, nats]).astype(np.float32)
-    counted = scipy.sparse.csr_matrix(
-        (data, (row, np.tile(groups, 6))), shape=(3 * k + bins + 2, n_groups)
+    ones, last = np.ones(len(labels)), np.full(len(labels), bins)
+
+    def rows(data: list[np.ndarray], row: list[np.ndarray], height: int) -> scipy.sparse.csr_matrix:
+        at = (np.concatenate(row), np.tile(groups, len(row)))
+        return scipy.sparse.csr_matrix((np.concatenate(data), at), shape=(height, n_groups))
+
+    counted = rows(
+        [predicted == labels, ones, ones], [labels, k + predicted, 2 * k + labels], 3 * k
     )
+    real = rows([gap, error, nats], [bin_of, last, last + 1], bins + 2)
     ranked = ranking.rank_rows(probabilities, labels, groups, n_groups)
     matrix = scipy.sparse.vstack([counted, ranked.matrix], dtype=np.float32)
-    return RunSums(scipy.sparse.csr_matrix(matrix), ranked.starts, 3 * k + bins + 2)
+    return RunSums(scipy.sparse.csr_matrix(matrix), real, ranked.starts, 3 * k)
 
 
 def parts_of(

@@ -76,7 +76,8 @@ def permutation(
     def exceeding(chunk: slice) -> np.ndarray:
         generator = np.random.default_rng([seed, 2, chunk.start])
         swap = generator.integers(2, size=(g, chunk.stop - chunk.start), dtype=np.int8)
-        # Equal statistics may differ in their last bits; a tie counts against the difference.
+        # Equal statistics may differ in their last bits (float32's, of ranking figures); a tie
+        # counts against the difference.
         return (statistic(swap) >= observed - 1e-6).sum(axis=1)
 
     exceed = np.sum(resampling.side_by_side(exceeding, sums.chunks(permutations)), axis=0)

@@ -1,6 +1,7 @@
 """The permutation test against explicit swaps, its size and its power."""
 
 import numpy as np
+import pytest
 
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.metrics.grouping import Truth
@@ -58,6 +59,17 @@ def test_permutation_of_equal_arms_is_one():
     p = permutation.permutation([(a, a)], truth, 50, 0)
     np.testing.assert_array_equal(p[~np.isnan(p)], 1.0)
     assert np.isnan(p[metrics.METRICS.index("recall_medium")])
+
+
+@pytest.mark.parametrize(("n", "k"), [(2000, 10), (20_000, 2)])
+def test_equal_arms_on_many_images_differ_in_no_metric(n, k):
+    generator, labels = np.random.default_rng(0), np.arange(n) % k
+    p = metrics.softmax(generator.normal(size=(n, k)) + np.eye(k)[labels])
+    groups = {"head": [0], "medium": list(range(1, k - 1)), "tail": [k - 1]}
+    truth = Truth(labels, np.arange(n), groups, k)
+    found = permutation.permutation([(p, p)], truth, 100, 0)
+    np.testing.assert_array_equal(found[~np.isnan(found)], 1.0)
+    assert np.isnan(found).sum() == (k == 2)  # of the recall of no class
 
 
 def test_p_does_not_depend_on_the_order_of_the_arms_nor_on_how_many_pairs_are_alike():

@@ -81,7 +81,10 @@ class McNemar:
 
 @dataclasses.dataclass(frozen=True)
 class FoldTest:
-    """A test on differences between folds; p is 1 where all of them are 0."""
+    """A test on differences between folds; p is 1 where all of them are 0.
+
+    difference: their mean, but of `paired_t_5x2` the first of them; ci95 is around it. n: of them.
+    """
 
     method: str
     difference: float
@@ -275,12 +278,12 @@ def corrected_resampled_t(
 
 
 def paired_t_5x2(differences: Float[np.ndarray, "5 2"]) -> FoldTest:
-    """(6); the estimate that the interval is of is the first fold's difference."""
+    """(6); the difference, that of the statistic and the interval, is the first fold's alone."""
     _check_folds(differences, differences.shape == (5, 2), "takes five repetitions of two folds")
     variances = differences.var(axis=1, ddof=1)
     se = math.sqrt(float(variances.sum()) / 5)
     statistic, p, interval = _student(float(differences[0, 0]), se, 5)
-    return FoldTest("paired_t_5x2", float(differences.mean()), statistic, p, interval, 10)
+    return FoldTest("paired_t_5x2", float(differences[0, 0]), statistic, p, interval, 10)
 
 
 def combined_f_5x2(differences: Float[np.ndarray, "5 2"]) -> FoldTest:

@@ -226,6 +226,8 @@ def test_five_times_two_folds_t(statistic, p):
     d += statistic * math.sqrt(s2.sum() / 5) - d[0, 0]  # moves all, the spreads stay
     found = hypothesis.paired_t_5x2(d)
     np.testing.assert_allclose((found.statistic, found.p), (statistic, p), atol=5e-4)
+    # The interval is that of the difference that is told: the first, not the mean of ten.
+    np.testing.assert_allclose((found.difference, np.mean(found.ci95)), d[0, 0])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.errors import UserError
 from lt_jax.evaluate.metrics import average_precision as ap
 from lt_jax.evaluate.report import detection_page, figures
 from lt_jax.evaluate.statistics import detection, tables
@@ -230,9 +231,13 @@ def test_table_section_and_figures_read_the_summary(written):
     assert "real (baseline)" in text and "(n=3)" in text
     shown = detection_page.section(written)
     assert len(shown["rows"]) == 3 and len(shown["paired"]) == 2 and not shown["one_seed"]
-    drawn = {made.name: made.figure for made in detection_page.pictures(written)}
+    drawn = {made.name: made for made in detection_page.pictures(written)}
     assert set(drawn) == {"detection_precision", "detection_froc"}
-    assert all(isinstance(figure, object) and figure.axes for figure in drawn.values())
+    froc = drawn["detection_froc"].figure.axes[0]
+    for arm in written["arms"]:
+        line = next(one for one in froc.lines if arm["name"] in str(one.get_label()))
+        np.testing.assert_allclose(line.get_ydata(), [cell["mean"] for cell in arm["froc"]])
+        np.testing.assert_allclose(line.get_xdata(), written["false_positives_per_image"])
     assert detection_page.section(None) is None and detection_page.pictures(None) == []
     assert detection.summary(None, EVALUATE) is None
 
@@ -256,12 +261,12 @@ def test_folds_are_pooled():
     once = ap.match(*repeated(one.arms[0].runs[0].found, one.lesions, 2))[1]
     assert values["ap50"] == pytest.approx(once["ap50"], abs=1e-12)
     assert detection.pooled([one, None]) is None and detection.pooled([None]) is None
-    with pytest.raises(ValueError, match="other seeds"):
+    with pytest.raises(UserError, match="other seeds"):
         detection.pooled([one, inputs(seeds=(0, 1))])
 
 
 def test_arms_that_cannot_be_compared_are_refused():
-    with pytest.raises(ValueError, match="baseline"):
+    with pytest.raises(UserError, match="baseline"):
         dataclasses.replace(inputs(), baseline="none")
-    with pytest.raises(ValueError, match="ascending"):
+    with pytest.raises(UserError, match="ascending"):
         inputs(seeds=(1, 0))

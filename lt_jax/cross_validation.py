@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from lt_jax import command, reporting
 from lt_jax.config import ConfigError
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.report import folds as folds_lib
 from lt_jax.evaluate.statistics import detection
 from lt_jax.pipeline import Pipeline
@@ -98,7 +99,7 @@ def pooled(folds: Folds) -> report_lib.ReportInputs:
     set aside, since all of it is test in other folds: nothing can be chosen by it.
 
     Raises:
-      ValueError: the folds have other classes, arms or seeds, or an image twice.
+      EvaluationError: the folds have other classes, arms or seeds, or an image twice.
     """
     first = folds[0]
     _check(folds)
@@ -121,10 +122,10 @@ def pooled(folds: Folds) -> report_lib.ReportInputs:
 def _check(folds: Folds) -> None:
     for name, of in _ALIKE.items():
         if any(of(fold) != of(folds[0]) for fold in folds):
-            raise ValueError(f"folds differ in their {name}: they are of other configs")
+            raise EvaluationError(f"folds differ in their {name}: they are of other configs")
     groups = [set(np.asarray(fold.dataset.test_groups).tolist()) for fold in folds]
     if len(set.union(*groups)) < sum(map(len, groups)):
-        raise ValueError("a group is in the test split of two folds")
+        raise EvaluationError("a group is in the test split of two folds")
 
 
 _ALIKE: dict[str, Callable[[report_lib.ReportInputs], Any]] = {

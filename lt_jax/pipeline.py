@@ -131,6 +131,7 @@ class Pipeline:
         classifiers = [spec for spec in selected if spec.stage.startswith("classify/")]
         apart = {"classify"} if populations.apart(classifiers, context) else set()
         preflight.check_batches(self.config, names - apart, context.mesh)
+        preflight.check_positive(self.config, names)
         if names - {"prepare", "report"}:
             preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
 

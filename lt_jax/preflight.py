@@ -23,6 +23,7 @@ from lt_jax.data import sources
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
+from lt_jax.evaluate.report import findings
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, detector, module
 from lt_jax.models.conditioning import Vocabulary
@@ -355,6 +356,16 @@ def check_schedules(config: Config, num_classes: int) -> None:
                 f"{asked[0]} of {asked[1]}; set config.classify.rounds to the schedule's, or take "
                 "a schedule of this data set"
             )
+
+
+def check_positive(config: Config, stages: Collection[str]) -> None:
+    """The positive class of two is a class, before anything is trained for a report without it.
+
+    Raises:
+      EvaluationError: it is none.
+    """
+    if stages and config.evaluate.positive:
+        findings.positive_class(config.evaluate.positive, sources.load(config.data).classes)
 
 
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:

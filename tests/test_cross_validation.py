@@ -9,6 +9,7 @@ import pytest
 from lt_jax import cross_validation, reporting
 from lt_jax.config import ConfigError
 from lt_jax.data import manifest as manifest_lib
+from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.report import folds as folds_lib
 from lt_jax.evaluate.report import shown, summary
@@ -113,9 +114,9 @@ def test_what_is_finished_is_not_trained_again(finished, monkeypatch):
 
 def test_folds_of_other_runs_are_not_mixed(inputs):
     other = dataclasses.replace(inputs[1], arms=inputs[1].arms[:1])
-    with pytest.raises(ValueError, match="differ in their arms"):
+    with pytest.raises(UserError, match="differ in their arms"):
         cross_validation.pooled([inputs[0], other])
-    with pytest.raises(ValueError, match="test split of two folds"):
+    with pytest.raises(UserError, match="test split of two folds"):
         cross_validation.pooled([inputs[0], inputs[0]])
 
 

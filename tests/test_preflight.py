@@ -10,12 +10,14 @@ from lt_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    EvaluateConfig,
     GeneratorConfig,
     GuidanceConfig,
     SelectionConfig,
     SplitConfig,
     SynthesizeConfig,
 )
+from lt_jax.errors import UserError
 
 DIGITS = DataConfig(source="digits", image_size=8, channels=1)
 PHANTOM = DataConfig(source="phantom:12", image_size=8, channels=1)
@@ -55,6 +57,17 @@ COMPOSED = GuidanceConfig(mode="composed")
 def test_what_cannot_work_is_refused(run, word):
     with pytest.raises(ConfigError, match=word):
         check(run)
+
+
+def test_a_positive_class_is_one_of_two_before_anything_is_trained():
+    two = dataclasses.replace(PHANTOM, label="malignant", classes=("benign", "malignant"))
+    named = lambda data, name: Config(data=data, evaluate=EvaluateConfig(positive=name))
+    preflight.check_positive(named(two, "benign"), {"classify"})
+    preflight.check_positive(named(two, "malign"), set())  # all is finished
+    with pytest.raises(UserError, match="positive: got 'malign'; takes one of benign, malignant"):
+        preflight.check_positive(named(two, "malign"), {"prepare"})
+    with pytest.raises(UserError, match="positive: got 'cyst' with"):
+        preflight.check_positive(named(PHANTOM, "cyst"), {"prepare"})
 
 
 def test_what_works_is_not_refused():

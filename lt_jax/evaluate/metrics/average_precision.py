@@ -33,6 +33,7 @@ import scipy.sparse
 from jaxtyping import Bool, Float, Float32, Int
 
 from lt_jax.data.images import Box
+from lt_jax.errors import UserError
 
 IOUS = np.linspace(0.5, 0.95, 10)  # as pycocotools writes them
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -41,7 +42,7 @@ METRICS: tuple[str, ...] = ("ap50", "ap", "ap50_small", "ap_small")
 _ROUNDING = 1e-9  # of recalls, where weights are no whole numbers
 
 
-class DetectionError(ValueError):
+class DetectionError(UserError, ValueError):
     """Detections or lesions that are no boxes, or do not fit each other."""
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float, Int
 
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.metrics import ranking
 
 METRICS = (
@@ -52,7 +53,7 @@ def softmax(logits: Probabilities, where: str = "logits") -> Probabilities:
     """Class probabilities in float64.
 
     Raises:
-      ValueError: a NaN or infinite logit; the message holds `where` (the arm, say), the seed's
+      EvaluationError: a NaN or infinite logit; the message holds `where` (the arm, say), the seed's
         position where logits are stacked, and the row.
     """
     bad = ~np.isfinite(logits).all(axis=-1)
@@ -60,7 +61,7 @@ def softmax(logits: Probabilities, where: str = "logits") -> Probabilities:
         *run, row = np.argwhere(bad)[0].tolist()
         place = f"{where}, run {run[0]}, row {row}" if run else f"{where}, row {row}"
         value = logits[(*run, row)]
-        raise ValueError(
+        raise EvaluationError(
             f"{place}: logits must be finite, got {value.tolist()} ({int(bad.sum())} such rows); "
             "the classifier diverged or its predictions are damaged: train that run again"
         )
@@ -80,7 +81,7 @@ def logit_adjust(
     """
     if not np.isfinite(log_prior).all():
         empty = np.unique(np.argwhere(~np.isfinite(log_prior))[:, -1]).tolist()
-        raise ValueError(f"log_prior of classes {empty} is not finite: no train images there?")
+        raise EvaluationError(f"log_prior of classes {empty} is not finite: no train images there?")
     return logits - tau * np.broadcast_to(log_prior, logits.shape)
 
 
@@ -115,10 +116,10 @@ def count(probabilities: Probabilities, labels: Int[np.ndarray, "n"]) -> Counts:
 def _check(probabilities: np.ndarray, labels: np.ndarray) -> None:
     k = probabilities.shape[-1]
     if len(labels) == 0:
-        raise ValueError("no labelled images: metrics need at least one")
+        raise EvaluationError("no labelled images: metrics need at least one")
     if labels.min() < 0 or labels.max() >= k:
         row = int(np.flatnonzero((labels < 0) | (labels >= k))[0])
-        raise ValueError(f"labels, row {row}: got {labels[row]}; takes 0 to {k - 1}")
+        raise EvaluationError(f"labels, row {row}: got {labels[row]}; takes 0 to {k - 1}")
     if np.isnan(probabilities).any():
         at = np.argwhere(np.isnan(probabilities))[0].tolist()
         raise ValueError(f"probabilities at {at} are NaN; take them from `softmax`, which says why")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.metrics import classification
 
 ClassGroups = Mapping[str, Sequence[int]]
@@ -99,7 +100,7 @@ def by_group(
       names: of the images' groups [n], for the message.
 
     Raises:
-      ValueError: `mixed` is "error" and a group has several labels; the message names it.
+      EvaluationError: `mixed` is "error" and a group has several labels; the message names it.
     """
     member = _members(truth)
     several = np.flatnonzero(member.sum(axis=1) > 1)
@@ -107,7 +108,7 @@ def by_group(
         rows = np.flatnonzero(truth.groups == several[0])
         name = several[0] if names is None else np.asarray(names)[rows[0]]
         labels = np.flatnonzero(member[several[0]]).tolist()
-        raise ValueError(
+        raise EvaluationError(
             f"group {str(name)!r}: its {len(rows)} images have the labels {labels} (and "
             f"{len(several) - 1} further groups have several); group level takes one label a "
             "group: mend the groups, or set config.evaluate.mixed_groups=leave_out"

@@ -43,6 +43,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax.evaluate import metrics, statistics
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.images import explained
 from lt_jax.evaluate.metrics import PRIMARY, grouping
 from lt_jax.evaluate.metrics.grouping import Truth
@@ -79,8 +80,8 @@ def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
       The content of report.json.
 
     Raises:
-      ValueError: logits that are not finite (arm, seed and row are named), labels out of range, a
-        positive class that is none, or a group with several labels where that is an error.
+      EvaluationError: logits that are not finite (arm, seed and row are named), labels out of
+        range, a positive class that is none, or a group with several labels where that is an error.
     """
     predictions = tuple(predictions_of(arm) for arm in inputs.arms)
     found = findings.find(inputs, predictions, _truth(inputs), *summary.rival(inputs))
@@ -114,13 +115,15 @@ def draws(inputs: ReportInputs) -> dict[str, dict[str, np.ndarray]]:
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
-    """A report.json; ValueError names the file where it is damaged or of another version."""
+    """A report.json; EvaluationError names the file where it is damaged or of another version."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error}); write the report again") from error
+        raise EvaluationError(f"{path}: not JSON ({error}); write the report again") from error
     if report.get("version") != VERSION:
-        raise ValueError(f"{path}: version {report.get('version')!r}; this code reads {VERSION}")
+        raise EvaluationError(
+            f"{path}: version {report.get('version')!r}; this code reads {VERSION}"
+        )
     return report
 
 
@@ -198,7 +201,7 @@ def _truth(inputs: ReportInputs) -> Truth:
 def predictions_of(arm: Arm, tau: float = 0.0) -> ArmPredictions:
     """Test probabilities of an arm's runs, by seed, `tau` times its label prior taken away.
 
-    Raises ValueError for logits that are not finite.
+    Raises EvaluationError for logits that are not finite.
     """
     runs = sorted_runs(arm)
     probabilities = [

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax.evaluate import metrics, statistics
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.evaluate.report.inputs import Dataset, ReportInputs
@@ -30,22 +31,21 @@ class Findings:
     real_tests: Mapping[str, PairedTests]
 
 
-def positive_class(inputs: ReportInputs) -> int | None:
+def positive_class(name: str, classes: Sequence[str]) -> int | None:
     """The positive class of two: `config.evaluate.positive`, by default the second.
 
     Raises:
-      ValueError: a name that is no class, or any name where there are not two classes.
+      EvaluationError: a name that is no class, or any name where there are not two classes.
     """
-    name, classes = inputs.evaluate.positive, inputs.dataset.classes
     if len(classes) != 2:
         if name:
-            raise ValueError(
+            raise EvaluationError(
                 f"config.evaluate.positive: got {name!r} with {len(classes)} classes; only of two "
                 "classes is one the positive one: leave it empty"
             )
         return None
     if name and name not in classes:
-        raise ValueError(
+        raise EvaluationError(
             f"config.evaluate.positive: got {name!r}; takes one of {', '.join(classes)}"
         )
     return classes.index(name) if name else 1
@@ -60,10 +60,10 @@ def find(
 ) -> Findings:
     """Everything here, from the arms' predictions on test.
 
-    Raises ValueError as `positive_class` and `grouping.by_group` do.
+    Raises EvaluationError as `positive_class` and `grouping.by_group` do.
     """
     evaluate = inputs.evaluate
-    positive = positive_class(inputs)
+    positive = positive_class(evaluate.positive, inputs.dataset.classes)
     names = [arm.name for arm in predictions if arm.name != evaluate.baseline]
     test = lambda reference, whose: paired.against(
         predictions, truth, reference, whose, method=evaluate.mcnemar, positive=positive

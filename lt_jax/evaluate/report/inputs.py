@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.images.explained import Pictures
 from lt_jax.evaluate.images.fidelity import MEASURES
 from lt_jax.evaluate.statistics.detection import Detection
@@ -198,13 +199,13 @@ class ReportInputs:
         """Checks that the parts fit, so that no figure is drawn before a mistake is found."""
         missing = [name for name in ENVIRONMENT if name not in self.environment]
         if missing:
-            raise ValueError(f"environment: missing {', '.join(missing)}")
+            raise EvaluationError(f"environment: missing {', '.join(missing)}")
         _check_dataset(self.dataset)
         names = [arm.name for arm in self.arms]
         if len(set(names)) != len(names):
-            raise ValueError(f"arms: names must be distinct, got {names}")
+            raise EvaluationError(f"arms: names must be distinct, got {names}")
         if self.evaluate.baseline not in names:
-            raise ValueError(
+            raise EvaluationError(
                 f"config.evaluate.baseline: got {self.evaluate.baseline!r}; "
                 f"takes one of the arms {names}"
             )
@@ -217,37 +218,39 @@ class ReportInputs:
 def _check_dataset(data: Dataset) -> None:
     k, n = len(data.classes), len(data.test_labels)
     if len(data.train_counts) != k:
-        raise ValueError(f"train_counts: {len(data.train_counts)} counts for {k} classes")
+        raise EvaluationError(f"train_counts: {len(data.train_counts)} counts for {k} classes")
     if n == 0:
-        raise ValueError("test_labels: the test split is empty; there is nothing to report")
+        raise EvaluationError("test_labels: the test split is empty; there is nothing to report")
     if len(data.test_groups) != n:
-        raise ValueError(f"test_groups: {len(data.test_groups)} groups for {n} test images")
+        raise EvaluationError(f"test_groups: {len(data.test_groups)} groups for {n} test images")
     if set(data.groups) != set(GROUPS):
-        raise ValueError(f"groups: got {sorted(data.groups)}; takes {', '.join(GROUPS)}")
+        raise EvaluationError(f"groups: got {sorted(data.groups)}; takes {', '.join(GROUPS)}")
     members = sorted(c for group in data.groups.values() for c in group)
     if members != list(range(k)):
-        raise ValueError(f"groups: class indices {members}; takes each of 0 to {k - 1} once")
+        raise EvaluationError(f"groups: class indices {members}; takes each of 0 to {k - 1} once")
 
 
 def _check_arm(arm: Arm, data: Dataset) -> None:
     k, n = len(data.classes), len(data.test_labels)
     seeds = [run.seed for run in arm.runs]
     if not seeds or len(set(seeds)) != len(seeds):
-        raise ValueError(f"arm {arm.name!r}: seeds {seeds}; takes one run or more, seeds distinct")
+        raise EvaluationError(
+            f"arm {arm.name!r}: seeds {seeds}; takes one run or more, seeds distinct"
+        )
     for field, row in (("doses", arm.doses), ("unmet", arm.unmet)):
         if row is not None and len(row) != k:
-            raise ValueError(f"arm {arm.name!r}: {field} of {len(row)} for {k} classes")
+            raise EvaluationError(f"arm {arm.name!r}: {field} of {len(row)} for {k} classes")
     shapes = {None if run.shares is None else run.shares.shape for run in arm.runs}
     if len(shapes) > 1 or any(shape is not None and shape[1:] != (k,) for shape in shapes):
-        raise ValueError(
+        raise EvaluationError(
             f"arm {arm.name!r}: shares of {shapes}; takes as many rounds of {k} classes of each run"
         )
     for run in arm.runs:
         where = f"arm {arm.name!r}, seed {run.seed}"
         if run.test_logits.shape != (n, k):
-            raise ValueError(f"{where}: test logits {run.test_logits.shape}; takes {(n, k)}")
+            raise EvaluationError(f"{where}: test logits {run.test_logits.shape}; takes {(n, k)}")
         if run.log_prior.shape not in ((k,), (n, k)):
-            raise ValueError(
+            raise EvaluationError(
                 f"{where}: log_prior {run.log_prior.shape}; takes {(k,)}, or {(n, k)} by image"
             )
         for split, labels, logits in (
@@ -256,7 +259,7 @@ def _check_arm(arm: Arm, data: Dataset) -> None:
         ):
             size = None if labels is None else len(labels)
             if logits is not None and logits.shape != (size, k):
-                raise ValueError(f"{where}: {split} logits {logits.shape}; takes {(size, k)}")
+                raise EvaluationError(f"{where}: {split} logits {logits.shape}; takes {(size, k)}")
 
 
 def _check_learning(found: Learning) -> None:
@@ -265,9 +268,9 @@ def _check_learning(found: Learning) -> None:
     rows |= {f"returns of {rule}": len(entries) for rule, entries in found.returns.items()}
     for name, length in rows.items():
         if length != s:
-            raise ValueError(f"learning: {name} has {length} seeds; takes {s}, {found.seeds}")
+            raise EvaluationError(f"learning: {name} has {length} seeds; takes {s}, {found.seeds}")
     if found.importance.shape != (s, o):
-        raise ValueError(f"learning: importance {found.importance.shape}; takes {(s, o)}")
+        raise EvaluationError(f"learning: importance {found.importance.shape}; takes {(s, o)}")
 
 
 def sorted_runs(arm: Arm) -> list[Run]:

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lt_jax.evaluate import metrics
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.evaluate.statistics import hypothesis, intervals, multiplicity, permutation, resampling
@@ -51,7 +52,7 @@ class ArmPredictions:
         """Refuses seeds that are missing, repeated or out of order."""
         distinct = list(self.seeds) == sorted(set(self.seeds))
         if not distinct or len(self.seeds) != len(self.probabilities):
-            raise ValueError(
+            raise EvaluationError(
                 f"arm {self.name!r}: seeds {self.seeds} for {len(self.probabilities)} runs; "
                 "takes distinct ascending seeds, one a run"
             )
@@ -163,7 +164,7 @@ def analyse(
     """
     names = [arm.name for arm in arms]
     if len(set(names)) != len(names) or baseline not in names:
-        raise ValueError(f"baseline {baseline!r}: takes one of the distinct arms {names}")
+        raise EvaluationError(f"baseline {baseline!r}: takes one of the distinct arms {names}")
     found = {arm.name: evidence(arm, truth, resamples, seed, interval) for arm in arms}
     compared, against = {}, {}
     if permutations:

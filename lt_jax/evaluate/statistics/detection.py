@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.metrics import average_precision, grouping, sums
 from lt_jax.evaluate.metrics.average_precision import (
     FALSE_POSITIVES,
@@ -81,17 +82,19 @@ class Detection:
     small_part: float
 
     def __post_init__(self) -> None:
-        """Raises ValueError for arms that cannot be compared."""
+        """Raises EvaluationError for arms that cannot be compared."""
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names) or self.baseline not in names:
-            raise ValueError(
+            raise EvaluationError(
                 f"config.detect.baseline: got {self.baseline!r}; takes one of the distinct arms "
                 f"{names}"
             )
         for arm in self.arms:
             seeds = [run.seed for run in arm.runs]
             if not seeds or seeds != sorted(set(seeds)):
-                raise ValueError(f"arm {arm.name!r}: seeds {seeds}; takes ascending ones, distinct")
+                raise EvaluationError(
+                    f"arm {arm.name!r}: seeds {seeds}; takes ascending ones, distinct"
+                )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,7 +163,7 @@ def pooled(parts: Sequence[Detection | None]) -> Detection | None:
     Small is what is small by the mean of the folds' thresholds.
 
     Raises:
-      ValueError: the folds have other arms or seeds.
+      EvaluationError: the folds have other arms or seeds.
     """
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
@@ -171,7 +174,9 @@ def pooled(parts: Sequence[Detection | None]) -> Detection | None:
         same = [part.arms[i] for part in known]
         seeds = [[run.seed for run in own.runs] for own in same]
         if any(own.name != arm.name for own in same) or any(own != seeds[0] for own in seeds):
-            raise ValueError(f"detection: arm {arm.name!r} has other seeds or names in other folds")
+            raise EvaluationError(
+                f"detection: arm {arm.name!r} has other seeds or names in other folds"
+            )
         runs = tuple(_pooled_run([own.runs[s] for own in same]) for s in range(len(arm.runs)))
         arms.append(dataclasses.replace(arm, runs=runs))
     lesions = Lesions(

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from lt_jax.errors import UserError
 from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
 
@@ -37,7 +38,7 @@ def test_groups_of_one_label_are_a_test_set_of_their_own():
 def test_a_group_with_two_labels_is_an_error_that_names_it():
     names = ["b", "a", "b", "c", "c", "e", "e"]
     truth = truth_of([1, 0, 1, 0, 1, 1, 0], names)
-    with pytest.raises(ValueError, match=r"'c': its 2 images have the labels \[0, 1\].*1 further"):
+    with pytest.raises(UserError, match=r"'c': its 2 images have the labels \[0, 1\].*1 further"):
         grouping.by_group(truth, "error", names)
     assert grouping.by_group(truth_of([1, 0, 1], ["b", "a", "b"]), "error").left_out == ()
 

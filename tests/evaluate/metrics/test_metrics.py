@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
+from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
 
 K = 5
@@ -120,17 +121,17 @@ def test_one_class_alone_has_no_auroc():
 def test_nan_logits_name_arm_and_row():
     logits = np.zeros((4, K))
     logits[2, 1] = np.nan
-    with pytest.raises(ValueError, match=r"arm 'ce', seed 1, row 2: .*finite"):
+    with pytest.raises(UserError, match=r"arm 'ce', seed 1, row 2: .*finite"):
         metrics.softmax(logits, "arm 'ce', seed 1")
-    with pytest.raises(ValueError, match="run 1, row 2"):
+    with pytest.raises(UserError, match="run 1, row 2"):
         metrics.softmax(np.stack([np.zeros((4, K)), logits]))
 
 
 def test_bad_labels_are_refused_with_their_row():
     p = np.full((3, K), 0.2)
-    with pytest.raises(ValueError, match=r"row 1: got 5; takes 0 to 4"):
+    with pytest.raises(UserError, match=r"row 1: got 5; takes 0 to 4"):
         metrics.balanced_accuracy(p, np.array([0, 5, 1]))
-    with pytest.raises(ValueError, match="no labelled images"):
+    with pytest.raises(UserError, match="no labelled images"):
         metrics.balanced_accuracy(p[:0], np.zeros(0, int))
 
 
@@ -142,7 +143,7 @@ def test_logit_adjustment_moves_a_calibrated_model_to_the_balanced_posterior():
     balanced = metrics.softmax(metrics.logit_adjust(logits, np.log(prior), 1.0))
     np.testing.assert_allclose(balanced, likelihood / likelihood.sum(axis=1, keepdims=True))
     np.testing.assert_array_equal(metrics.logit_adjust(logits, np.log(prior), 0.0), logits)
-    with pytest.raises(ValueError, match=r"classes \[1\]"):
+    with pytest.raises(UserError, match=r"classes \[1\]"):
         metrics.logit_adjust(logits, np.array([0.0, -np.inf, 0, 0, 0]), 1.0)
 
 
@@ -196,7 +197,7 @@ def test_logits_are_adjusted_by_one_prior_or_by_each_images_own():
     own = metrics.logit_adjust(logits, priors, 1.0)
     for i, prior in enumerate(priors):
         np.testing.assert_array_equal(own[:, i], metrics.logit_adjust(logits, prior, 1.0)[:, i])
-    with pytest.raises(ValueError, match=r"log_prior of classes \[1\] is not finite"):
+    with pytest.raises(UserError, match=r"log_prior of classes \[1\] is not finite"):
         metrics.logit_adjust(logits, np.array([[0, -np.inf], [0, 0], [0, 0]]), 1.0)
 
 

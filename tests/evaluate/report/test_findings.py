@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics, report
 from lt_jax.evaluate.statistics import hypothesis, multiplicity
 from tests.evaluate.conftest import CLASSES, make_inputs
@@ -139,7 +140,7 @@ def mean_of_pairs(inputs):
 
 def test_mixed_groups_can_be_an_error_before_anything_is_written(tmp_path, inputs):
     strict = with_groups(inputs, inputs.dataset.test_groups, mixed_groups="error")
-    with pytest.raises(ValueError, match=r"group 'g\d+': its 2 images have the labels"):
+    with pytest.raises(UserError, match=r"group 'g\d+': its 2 images have the labels"):
         report.write(strict, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -173,10 +174,10 @@ def test_two_classes_have_a_positive_one(tmp_path, inputs):
 
 
 def test_a_positive_class_that_is_none_is_refused(tmp_path, inputs):
-    with pytest.raises(ValueError, match="positive: got 'cyst'; takes one of benign, malignant"):
+    with pytest.raises(UserError, match="positive: got 'cyst'; takes one of benign, malignant"):
         report.write(two_classes(inputs, positive="cyst"), tmp_path)
     evaluate = EvaluateConfig(baseline="ce", resamples=200, permutations=200, positive="nv")
-    with pytest.raises(ValueError, match="positive: got 'nv' with 4 classes"):
+    with pytest.raises(UserError, match="positive: got 'nv' with 4 classes"):
         report.write(dataclasses.replace(inputs, evaluate=evaluate), tmp_path)
 
 

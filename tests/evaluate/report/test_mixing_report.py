@@ -10,6 +10,7 @@ import pytest
 from lt_jax import reporting
 from lt_jax.config import ArmConfig
 from lt_jax.data.manifest import ManifestError
+from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics, report
 from lt_jax.evaluate.report import compose, figures, inputs, mixing, mixing_figures
 from lt_jax.evaluate.statistics import tables
@@ -320,7 +321,7 @@ def test_runs_that_do_not_fit_are_refused(change, message):
     for name, value in change(run).items():  # past the types, which are checked in tests alone
         object.__setattr__(run, name, value)
     arms = (*made.arms[:2], dataclasses.replace(arm, runs=(run, *arm.runs[1:])))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(made, arms=arms)
 
 
@@ -333,7 +334,7 @@ def test_runs_that_do_not_fit_are_refused(change, message):
     ],
 )
 def test_learning_that_does_not_fit_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(make_inputs(), learning=dataclasses.replace(make_learning(), **change))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import EvaluateConfig
+from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics, report
 from lt_jax.evaluate.report import compose, sections, summary
 from tests.evaluate.conftest import CLASSES, make_inputs
@@ -324,7 +325,7 @@ def test_each_run_is_adjusted_by_the_prior_of_its_own_draws(inputs):
 
 def test_nan_logits_name_arm_seed_and_row_before_anything_is_written(tmp_path, inputs):
     inputs.arms[1].runs[0].test_logits[7, 0] = math.nan
-    with pytest.raises(ValueError, match=r"arm 'balanced_softmax', seed 2, row 7"):
+    with pytest.raises(UserError, match=r"arm 'balanced_softmax', seed 2, row 7"):
         report.write(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -365,15 +366,15 @@ def test_nan_logits_name_arm_seed_and_row_before_anything_is_written(tmp_path, i
     ],
 )
 def test_parts_that_do_not_fit_are_refused(inputs, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         dataclasses.replace(inputs, **change(inputs))
 
 
 def test_a_damaged_or_foreign_report_is_refused(tmp_path):
     path = tmp_path / "report.json"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         report.read(path)
     path.write_text('{"version": 9}', encoding="utf-8")
-    with pytest.raises(ValueError, match="version 9"):
+    with pytest.raises(UserError, match="version 9"):
         report.read(path)

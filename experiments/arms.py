@@ -14,6 +14,7 @@ from lt_jax.classify import predict
 from lt_jax.data import prepare
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 
 BASELINE = "real"  # the run of real images alone
@@ -195,9 +196,12 @@ def mean_cell(summary: Mapping[str, Any]) -> str:
 
 
 def paired_cell(arm: Mapping[str, Any], metric: str = "balanced_accuracy") -> str:
-    """An arm's metric over that of the report's baseline: interval and Holm's p."""
+    """An arm's metric over that of the report's baseline: interval and Holm's p, if there are."""
     compared = (arm.get("paired") or {}).get(metric)
     if not compared:
         return "itself"
-    low, high = compared["ci95"]
-    return f"{compared['difference']:+.3f} [{low:.3f}, {high:.3f}], p = {compared['p_holm']:.3f}"
+    if compared["difference"] is None:
+        return tables.UNDEFINED
+    ends, p = compared["ci95"], compared["p_holm"]
+    interval = tables.format_interval(None if ends is None else (ends[0], ends[1]))
+    return f"{compared['difference']:+.3f} {interval}, {'no p' if p is None else f'p = {p:.3f}'}"

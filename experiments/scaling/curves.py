@@ -146,7 +146,10 @@ def _worth(
 ) -> dict[str, Any]:
     """How many real images do what those of a fraction and its pool do, by balanced accuracy."""
     metric = METRICS[0]
-    means = {arm["name"]: arm["metrics"][metric]["mean"] for arm in report["arms"]}
+    means = {
+        arm["name"]: np.nan if (mean := arm["metrics"][metric]["mean"]) is None else mean
+        for arm in report["arms"]
+    }
     numbers = np.array([sizes[name_of(f)] for f in fractions])
     names = [f"{name_of(f)}/{REAL}" for f in fractions]
     other = f"{name_of(fraction)}/{SYNTHETIC}"
@@ -169,6 +172,8 @@ def _worth(
 
 def _told(number: float) -> float | str:
     """A number of images; what lies beyond the curve in words, which JSON can hold."""
+    if np.isnan(number):
+        return "unknown"
     if np.isinf(number):
         return "more than the largest"
     return "less than the smallest" if number == 0 else round(number)
@@ -206,12 +211,15 @@ def _equivalent(worth: dict[str, Any]) -> str:
 
 def _by_class(results: dict[str, Any]) -> list[str]:
     """Recall of each class at each dose over that of real images alone; mean over seeds."""
-    gains = [(dose, np.array(values)) for dose, values in results["gains"]]
+    gains = [(dose, np.array(values, float)) for dose, values in results["gains"]]
     lines = ["| class | train images | " + " | ".join(f"dose {d:g}" for d, _ in gains) + " |"]
     lines.append("|---" * (2 + len(gains)) + "|")
     for k, name in enumerate(results["classes"]):
         cells = [
-            f"{g[:, k].mean():+.3f} (± {g[:, k].std(ddof=1):.3f}, n = {len(g)})" for _, g in gains
+            "no test image"
+            if np.isnan(g[:, k]).all()
+            else f"{g[:, k].mean():+.3f} (± {g[:, k].std(ddof=1):.3f}, n = {len(g)})"
+            for _, g in gains
         ]
         lines.append(f"| {name} | {results['train_counts'][k]:,} | {' | '.join(cells)} |")
     return lines

@@ -57,7 +57,8 @@ def _panels(
     for axes, metric in zip(figure.subplots(len(metrics)), metrics, strict=True):
         if results is not None:
             alone = results["arms"]["fraction_1/real"]["metrics"][metric]
-            axes.axhline(alone["mean"], color=figures.GREY, linewidth=1.2, label="real alone")
+            if alone["mean"] is not None:
+                axes.axhline(alone["mean"], color=figures.GREY, linewidth=1.2, label="real alone")
             if alone["ci95"]:
                 axes.axhspan(*alone["ci95"], color=figures.GREY, alpha=0.15, linewidth=0)
         for i, (arm, points) in enumerate(curves.items()):
@@ -81,9 +82,11 @@ def _gain(results: Mapping[str, Any]) -> figures.Figure | None:
     if not results["gains"]:
         return None
     doses = np.array([dose for dose, _ in results["gains"]])
-    gains = np.array([values for _, values in results["gains"]])  # [d, m, k]
+    gains = np.array([values for _, values in results["gains"]], float)  # [d, m, k]
     counts = np.array(results["train_counts"])
-    order = np.argsort(counts, kind="stable")[: len(figures.PALETTE)]
+    order = np.argsort(counts, kind="stable")
+    # A class without a test image has no recall.
+    order = order[~np.isnan(gains[:, :, order]).all(axis=(0, 1))][: len(figures.PALETTE)]
     figure = figures.new_figure(3.6 + 0.2 * ((len(order) + 1) // 2))
     axes = figure.add_subplot()
     axes.axhline(0, color=figures.GREY, linewidth=1, linestyle=(0, (4, 2)))

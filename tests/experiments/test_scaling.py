@@ -65,12 +65,19 @@ def test_curves_gains_and_crossings_are_of_what_was_trained(finished):
     assert "| 0 |" in text and "dose 0.5" in text and "equivalent" in text
     pictures.draw(results, out / "figures")
     assert len(list((out / "figures").glob("*.png"))) == 3
+    # A class without a test image: its recall is null in results.json.
+    for _, values in results["gains"]:
+        for row in values:
+            row[3] = None
+    assert curves.tables(results).count("| no test image | no test image |") == 1
+    pictures.draw(results, out / "again")
 
 
 def test_a_number_of_images_beyond_the_curve_is_said_in_words():
     assert curves._told(np.inf) == "more than the largest"
     assert curves._told(0.0) == "less than the smallest"
     assert curves._told(123.4) == 123
+    assert curves._told(np.nan) == "unknown"
 
 
 @pytest.mark.parametrize("fractions", [(1.0,), (0.5, 0.9), (0.9, 0.5, 1.0)])

@@ -6,8 +6,10 @@ r"""A second data set as a test set alone: a run's finished classifiers on image
 `--config`, `--workdir` and `--cache` are those of the run. Nothing is trained, calibrated or
 chosen: the classifiers are used as they are. Of the other source those images are taken that the
 run's classes name (`--classes` and `--label` as in config.data where they are named otherwise
-there), all but those whose pixels are among the run's own: exact copies, not other photographs of
-the same lesion. The report in `--out` is like the run's, its groups and labels those of the other
+there), all but those that the run has had and their near-duplicates, found over the square images
+at the run's size by its own `data.duplicate_distance` (`near_duplicates=off`: exact copies alone);
+the protocol in the report counts both. Other photographs of the same lesion are not known as such.
+The report in `--out` is like the run's, its groups and labels those of the other
 source.
 """
 
@@ -22,7 +24,7 @@ from lt_jax import command, preflight, reporting
 from lt_jax import config as config_lib
 from lt_jax.classify import predict
 from lt_jax.context import Context
-from lt_jax.data import prepare
+from lt_jax.data import draws, duplicates, prepare
 from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.evaluate import report as report_lib
@@ -46,9 +48,11 @@ def run(
       ConfigError: the run is not finished, or the classes are others.
     """
     context = pipeline.finished("classify")
-    own, _ = context.data
+    own, held = context.data
     data = dataclasses.replace(
         data,
+        near_duplicates=context.config.data.near_duplicates,
+        duplicate_distance=context.config.data.duplicate_distance,
         image_size=context.config.data.image_size,
         channels=context.config.data.channels,
         classes=data.classes or own.classes,
@@ -56,7 +60,7 @@ def run(
     folder = out / "prepare"
     folder.mkdir(parents=True, exist_ok=True)
     with faults.lock(out), Progress("external", 0, "image") as bar:
-        prepare.prepare(data, folder, bar.of, known=frozenset(own.image_sha256))
+        prepare.prepare(data, folder, bar.of, known=_known(own, held, data))
         manifest, images = prepare.load(folder, data)
         if manifest.classes != own.classes:
             raise config_lib.ConfigError(
@@ -66,6 +70,16 @@ def run(
         inputs = _inputs(context, manifest, images, out)
         report_lib.write(inputs, out)
     return inputs
+
+
+def _known(own: SplitManifest, images: Images, data: config_lib.DataConfig) -> draws.Known:
+    """What the run has had; for near-duplicates as its squares, which may be all that is left."""
+    rows = range(len(own)) if data.near_duplicates != "off" else ()
+    thumbnails = np.zeros((len(rows), duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.float32)
+    for row in rows:
+        faults.check("the search for near-duplicates")
+        thumbnails[row] = duplicates.thumbnail(images[np.array([row])][0])
+    return draws.Known(frozenset(own.image_sha256), thumbnails)
 
 
 def _inputs(

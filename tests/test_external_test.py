@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lt_jax import external_test, reporting
 from lt_jax.config import ConfigError, DataConfig
-from lt_jax.data import prepare
+from lt_jax.data import prepare, sources
 from lt_jax.pipeline import Pipeline
 from tests.test_pipeline import tiny
 
@@ -18,6 +19,7 @@ def finished(tmp_path_factory):
     config = tiny("phantom")
     with config.unlocked():
         config.data.update(source="phantom:24", profile="natural", imbalance_factor=1.0)
+        config.data.near_duplicates = "move"
         config.data.split.update(policy_val=0.1, val=0.1, test=0.3)
         config.classify.arms = {"ce": config.classify.arms["ce"]}
         config.evaluate.baseline = "ce"
@@ -52,6 +54,21 @@ def test_only_new_images_are_tested_and_the_classifiers_are_those_of_the_run(fin
     again = external_test._logits(finished.context(), "ce", 1, finished.context().data[1])
     kept = reporting.arm_of("ce", finished.context(), own, tuple(np.array(own.ids)[test]))
     np.testing.assert_allclose(again[test], kept.runs[1].test_logits, rtol=1e-5, atol=1e-6)
+
+
+def test_near_duplicates_of_the_run_s_images_are_left_out_and_counted(finished, tmp_path):
+    source = sources.load(DataConfig(source="phantom:30", image_size=8, channels=1))
+    for record in source.records():  # 144 of the run and 36 others, all in other pixels
+        folder = tmp_path / "brighter" / source.classes[record.label]
+        folder.mkdir(parents=True, exist_ok=True)
+        image = np.clip(source.decode(record.image).astype(int) + 3, 0, 255).astype(np.uint8)
+        Image.fromarray(image[..., 0]).save(folder / f"{record.id.replace('/', '_')}.png")
+    other = DataConfig(source="folder", root=str(tmp_path / "brighter"))
+    inputs = external_test.run(finished, other, tmp_path / "out")
+    told = json.loads(inputs.dataset.protocol)
+    assert told["left_out_as_known"] == 0
+    assert told["left_out_as_near_duplicates"] == {"images": 144, "distance": 0.01}
+    assert len(inputs.dataset.test_labels) == 36
 
 
 def test_classes_of_other_names_are_matched_or_refused(finished, tmp_path):

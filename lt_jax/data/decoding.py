@@ -45,8 +45,11 @@ def decode_all(
     data: DataConfig,
     keep: bool,
     progress: Callable[[int, int], None] | None,
+    squared: bool = False,
 ) -> Decoded:
     """Decodes every record, on all cores (Pillow decodes outside Python's lock).
+
+    `squared`: thumbnails are of the square images that a run is given, not of the whole ones.
 
     Raises:
       ImageError: the first bad image in record order, where `data.on_bad_image` is "error".
@@ -62,11 +65,14 @@ def decode_all(
             image, mask, boxes = _read(source, records[row])
         except ImageError as error:
             return "", (), error
+        kept = image
+        if pixels is not None or squared:
+            kept = images.resize(image, size, data.channels)
         if pixels is not None:
-            pixels[row] = images.resize(image, size, data.channels)
+            pixels[row] = kept
         if masks is not None:
             masks[row] = images.resize_mask(mask, size)
-        thumbnails[row] = duplicates.thumbnail(image)
+        thumbnails[row] = duplicates.thumbnail(kept if squared else image)
         return _sha256(image), boxes, None
 
     digests, boxes, rows, skipped = [], [], [], []

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from lt_jax.config import DataConfig
 from lt_jax.data import duplicates, longtail, sources
@@ -167,22 +167,42 @@ def redraw(
     return Draw(decoded.rows[stay], [groups[i] for i in stay], [splits[i] for i in stay], protocol)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Known:
+    """Images that a run has had: their sha256, and thumbnails of its square images (none: copies
+    alone are looked for)."""
+
+    image_sha256: Collection[str]
+    thumbnails: Float[np.ndarray, "m s s"]
+
+
 def all_test(
-    known: Collection[str],
+    known: Known,
     records: Sequence[sources.Record],
     decoded: Decoded,
     data: DataConfig,
 ) -> Draw:
-    """Every image whose pixels are not among those of `known`, as test."""
-    new = [row for row in decoded.rows.tolist() if decoded.image_sha256[row] not in known]
+    """Every image that is neither among those of `known` nor a near-duplicate of one, as test.
+
+    `decoded` has thumbnails of squares.
+    """
+    rows = decoded.rows
+    copied = np.array([decoded.image_sha256[row] in known.image_sha256 for row in rows.tolist()])
+    near = duplicates.among(decoded.thumbnails[rows], known.thumbnails, data.duplicate_distance)
+    new = rows[~(copied | near)].tolist()
     if not new:
         raise ManifestError(
-            f"all {len(decoded.rows)} images of {data.source} are among those that the run has had"
+            f"all {len(decoded.rows)} images of {data.source} are among those that the run has "
+            "had, or near-duplicates of them"
         )
     protocol = {
         **_protocol_of_reader(data, decoded),
         "external": True,
-        "left_out_as_known": len(decoded.rows) - len(new),
+        "left_out_as_known": int(copied.sum()),
+        "left_out_as_near_duplicates": {
+            "images": int((near & ~copied).sum()),
+            "distance": data.duplicate_distance if len(known.thumbnails) else None,
+        },
     }
     groups = [records[row].group for row in new]
     return Draw(np.array(new), groups, ["test"] * len(new), protocol)

@@ -11,7 +11,7 @@ BUSI's groups or HAM10000's lesions; the first false pairs of HAM10000 (7,955 im
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 
 from lt_jax.errors import UserError
@@ -45,13 +45,8 @@ def near_duplicates(
     Raises:
       DuplicateError: over 50 pairs an image: the threshold joins strangers.
     """
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(flat, axis=1)
-    clear = np.flatnonzero(norm > MIN_CONTRAST * np.sqrt(flat.shape[1]))
-    unit = flat[clear] / norm[clear][:, None]
-    # float32 leaves copies at a distance of some 1e-7, which a threshold of 0 should still find.
-    least = 1.0 - max(distance, 1e-6)
+    clear, unit = _standardised(thumbnails)
+    least = _least(distance)
     found = [np.empty((0, 2), np.int64)]
     for start in range(0, len(unit), _CHUNK):
         faults.check("the search for near-duplicates")
@@ -63,6 +58,35 @@ def near_duplicates(
                 "image count as near-duplicates; lower it, or set config.data.near_duplicates=off"
             )
     return np.concatenate(found)
+
+
+def among(
+    thumbnails: Float[np.ndarray, "n s s"], known: Float[np.ndarray, "m s s"], distance: float
+) -> Bool[np.ndarray, "n"]:
+    """Which thumbnails lie within `distance` of any known one; those without contrast do not."""
+    found = np.zeros(len(thumbnails), bool)
+    (clear, unit), (_, others) = _standardised(thumbnails), _standardised(known)
+    for start in range(0, len(others), _CHUNK):
+        faults.check("the search for near-duplicates")
+        close = unit @ others[start : start + _CHUNK].T >= _least(distance)
+        found[clear] |= close.any(axis=1)
+    return found
+
+
+def _standardised(
+    thumbnails: Float[np.ndarray, "n s s"],
+) -> tuple[Int[np.ndarray, "c"], Float[np.ndarray, "c _"]]:
+    """Places of thumbnails with contrast, and those as vectors whose products are correlations."""
+    flat = thumbnails.reshape(len(thumbnails), THUMBNAIL**2).astype(np.float32)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=1)
+    clear = np.flatnonzero(norm > MIN_CONTRAST * np.sqrt(flat.shape[1]))
+    return clear, flat[clear] / norm[clear][:, None]
+
+
+def _least(distance: float) -> float:
+    # float32 leaves copies at a distance of some 1e-7, which a threshold of 0 should still find.
+    return 1.0 - max(distance, 1e-6)
 
 
 def join_groups(groups: Sequence[str], pairs: Int[np.ndarray, "p 2"]) -> tuple[str, ...]:

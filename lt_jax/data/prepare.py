@@ -5,7 +5,7 @@ thumbnail, once each - near-duplicates joined - split by group - long tail on tr
 is under its final name until it is whole; `manifest.json` comes last.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ def prepare(
     out: Path,
     progress: Callable[[int, int], None] | None = None,
     *,
-    known: Collection[str] | None = None,
+    known: draws.Known | None = None,
 ) -> SplitManifest:
     """Reads `data.source` and writes manifest and images to the folder `out`.
 
@@ -40,8 +40,8 @@ def prepare(
       data: what to read and how; see `DataConfig`.
       out: an existing folder; older files of a former run in it are replaced.
       progress: called with (images done, images in all) as they are decoded.
-      known: given for an external test set, all of which is the split test: sha256 of the images
-        that a run has had, which are left out.
+      known: given for an external test set, all of which is the split test: the images that a run
+        has had, which are left out with their near-duplicates.
 
     Raises:
       ImageError: a bad image, unless `on_bad_image` says to skip it; then it is listed under
@@ -65,7 +65,8 @@ def prepare(
     in_memory = needed <= data.decode_once_mib << 20
     if in_memory:
         require_space(out, needed, "the images")
-    decoded = decode_all(source, records, data, in_memory, progress)
+    squared = known is not None
+    decoded = decode_all(source, records, data, in_memory, progress, squared)
     if frozen:
         drawn = draws.redraw(frozen, source.classes, records, decoded, data)
     elif known is not None:

@@ -4,6 +4,9 @@ A test set has a fixed number of groups of each class and as many images in each
 logits are `strength` higher for its own images, those of the head class `lean` higher for all (what
 training on a long tail does), and all share a normal effect of their group and class. True values
 are those of an endless test set of the same composition, from 400,000 images of each class.
+
+Differences are of a second arm, whose `strength` is GAIN higher, on the same images: half of the
+variance of an image's noise, and a group's effect, are the same for both.
 """
 
 import dataclasses
@@ -16,11 +19,13 @@ from jaxtyping import Float
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
-from lt_jax.evaluate.statistics import intervals, resampling
+from lt_jax.evaluate.statistics import arms, intervals, resampling
 from lt_jax.evaluate.statistics.intervals import Proportion
 from lt_jax.evaluate.statistics.score_intervals import score_intervals
 
 METHODS = ("percentile", "bca", "score")
+PAIRED_METHODS = ("percentile", "bca")  # of differences
+GAIN = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +50,49 @@ DESIGNS = (
     Design("50 groups of 2, imbalance 20", (40, 8, 2), a_group=2, shared=1.0),
     Design("500 groups of 2, imbalance 20", (400, 80, 20), a_group=2, shared=1.0),
 )
+PAIRED_DESIGNS = tuple(
+    design for design in DESIGNS if design.name != "n = 50, imbalance 20, better model"
+)
 
 
 def draw(design: Design, rng: np.random.Generator) -> tuple[Float[np.ndarray, "n k"], Truth]:
     """Probabilities, and the truth, of one test set."""
+    truth = _truth(design)
+    noise = rng.normal(size=(len(truth.labels), truth.k))
+    return _answers(design, truth, noise + _effects(design, truth, rng)), truth
+
+
+def draw_pair(
+    design: Design, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"], Truth]:
+    """The same of two arms, the second the better one."""
+    truth = _truth(design)
+    both, *own = rng.normal(size=(3, len(truth.labels), truth.k)) / np.sqrt(2)
+    both += _effects(design, truth, rng)
+    better = dataclasses.replace(design, strength=design.strength + GAIN)
+    return _answers(design, truth, both + own[0]), _answers(better, truth, both + own[1]), truth
+
+
+def _truth(design: Design) -> Truth:
     k = len(design.groups)
     labels = np.repeat(np.repeat(np.arange(k), design.groups), design.a_group)
     groups = np.repeat(np.arange(sum(design.groups)), design.a_group)
-    logits = rng.normal(size=(len(labels), k)) + design.strength * np.eye(k)[labels]
-    logits[:, 0] += design.lean
-    if design.shared:
-        logits += design.shared * rng.normal(size=(sum(design.groups), k))[groups]
     class_groups = {"head": [0], "medium": list(range(1, k - 1)), "tail": [k - 1]}
-    return metrics.softmax(logits), Truth(labels, groups, class_groups, k)
+    return Truth(labels, groups, class_groups, k)
+
+
+def _effects(design: Design, truth: Truth, rng: np.random.Generator) -> Float[np.ndarray, "n k"]:
+    if not design.shared:
+        return np.zeros((len(truth.labels), truth.k))
+    return design.shared * rng.normal(size=(truth.n_groups, truth.k))[truth.groups]
+
+
+def _answers(
+    design: Design, truth: Truth, noise: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n k"]:
+    logits = noise + design.strength * np.eye(truth.k)[truth.labels]
+    logits[:, 0] += design.lean
+    return metrics.softmax(logits)
 
 
 def quantities(k: int) -> tuple[str, ...]:
@@ -126,6 +161,45 @@ def coverage(
             inside = ends is not None and ends[0] <= true[key[0]] <= ends[1]
             held[key] = held.get(key, 0) + inside
     return {key: Proportion(int(count), simulations) for key, count in held.items()}
+
+
+def paired_coverage(
+    design: Design, simulations: int, resamples: int = 1000, seed: int = 0
+) -> dict[tuple[str, str], Proportion]:
+    """How often a report's interval of the second arm minus the first holds the true difference,
+    by (quantity, method of PAIRED_METHODS); one run an arm."""
+    true, held = true_differences(design), {}
+    for s in range(simulations):
+        *pair, truth = draw_pair(design, np.random.default_rng([seed, 1, s]))
+        rows = [resampling.names(truth).index(name) for name in true]
+        first, second = (
+            arms.evidence(arms.ArmPredictions("", (0,), one[None]), truth, resamples, s, "bca")
+            for one in pair
+        )
+        for method in PAIRED_METHODS:
+            ends = second.difference(first, len(second.values), method)[rows]
+            for (name, value), (low, high) in zip(true.items(), ends, strict=True):
+                held[name, method] = held.get((name, method), 0) + (low <= value <= high)
+    return {key: Proportion(int(count), simulations) for key, count in held.items()}
+
+
+def true_differences(design: Design) -> dict[str, float]:
+    """Of the second arm minus the first."""
+    better = true_values(dataclasses.replace(design, strength=design.strength + GAIN))
+    return {name: better[name] - value for name, value in true_values(design).items()}
+
+
+def paired_rows(
+    designs: Iterable[Design], simulations: int, resamples: int
+) -> list[tuple[str, str, float, dict[str, Proportion]]]:
+    """(design, quantity, true difference, coverage by method)."""
+    found = []
+    for design in designs:
+        covered = paired_coverage(design, simulations, resamples)
+        for name, true in true_differences(design).items():
+            by_method = {method: covered[name, method] for method in PAIRED_METHODS}
+            found.append((design.name, name, true, by_method))
+    return found
 
 
 def rows(

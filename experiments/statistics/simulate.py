@@ -2,7 +2,8 @@
 
     python -m experiments.statistics.simulate --simulations=1000
 
-Expected time: 2 minutes of one core for 1,000 simulations. Figures are in README.md.
+Expected time: 5 minutes of one core for 1,000 simulations, 3 of them for differences. Figures are in
+README.md.
 """
 
 from absl import flags
@@ -13,7 +14,8 @@ from lt_jax.evaluate.statistics import tables
 from lt_jax.evaluate.statistics.intervals import Proportion
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 1000, "test sets drawn a row", lower_bound=10)
-_TABLES = flags.DEFINE_multi_enum("table", ["coverage", "size"], ["coverage", "size"], "which")
+_KINDS = ["coverage", "paired", "size"]
+_TABLES = flags.DEFINE_multi_enum("table", _KINDS, _KINDS, "which")
 _RESAMPLES = flags.DEFINE_integer("resamples", 1000, "of each bootstrap", lower_bound=100)
 
 # Metrics whose permutation test is followed.
@@ -28,6 +30,16 @@ def coverage_table(simulations: int, resamples: int) -> tables.Table:
         for design, name, true, by in found
     )
     return tables.Table(("Test set", "Quantity", "", *coverage.METHODS), body)
+
+
+def paired_table(simulations: int, resamples: int) -> tables.Table:
+    """Designs and quantities by method, of the difference of two arms."""
+    found = coverage.paired_rows(coverage.PAIRED_DESIGNS, simulations, resamples)
+    body = tuple(
+        (design, name, f"true difference {true:+.3f}", *(by[m] for m in coverage.PAIRED_METHODS))
+        for design, name, true, by in found
+    )
+    return tables.Table(("Test set", "Quantity", "", *coverage.PAIRED_METHODS), body)
 
 
 def size_table(simulations: int) -> tables.Table:
@@ -58,9 +70,12 @@ def size_table(simulations: int) -> tables.Table:
 
 
 def main(_: list[str]) -> None:
-    """Prints both tables in Markdown."""
+    """Prints the tables in Markdown."""
     if "coverage" in _TABLES.value:
         print(tables.to_markdown(coverage_table(_SIMULATIONS.value, _RESAMPLES.value)), flush=True)
+        print()
+    if "paired" in _TABLES.value:
+        print(tables.to_markdown(paired_table(_SIMULATIONS.value, _RESAMPLES.value)), flush=True)
         print()
     if "size" in _TABLES.value:
         print(tables.to_markdown(size_table(_SIMULATIONS.value)))

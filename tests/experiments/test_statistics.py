@@ -39,6 +39,21 @@ def test_bootstrap_intervals_cover_with_enough_of_every_class():
         covers(held["auroc_macro", method], 0.92, 0.97)
 
 
+def test_intervals_of_differences_cover_with_enough_of_every_class():
+    held = coverage.paired_coverage(BY_NAME["n = 50, balanced"], 120, resamples=256)
+    for name in ("accuracy", "balanced_accuracy", "auroc_macro"):
+        for method in coverage.PAIRED_METHODS:
+            covers(held[name, method], 0.92, 0.98)
+
+
+def test_two_arms_on_one_test_set_share_half_of_their_noise():
+    design = coverage.Design("alike", (2000, 2000), lean=0.0)
+    first, second, truth = coverage.draw_pair(design, np.random.default_rng(0))
+    logits = [np.log(p[:, 1] / p[:, 0])[truth.labels == 1] for p in (first, second)]
+    np.testing.assert_allclose(np.corrcoef(*logits)[0, 1], 0.5, atol=0.06)
+    np.testing.assert_allclose(np.mean(logits[1]) - np.mean(logits[0]), coverage.GAIN, atol=0.12)
+
+
 def test_true_values_are_those_of_the_designs_class_shares():
     # Without lean all classes are alike: accuracy is every recall, and AUROC that of any class.
     alike = coverage.Design("alike", (30, 10), strength=1.0, lean=0.0)
@@ -99,3 +114,6 @@ def test_tables_show_what_each_rate_is_out_of(monkeypatch):
     coverage.true_values.cache_clear()
     text = tables.to_markdown(simulate.coverage_table(3, 100))
     assert "/3 = " in text and "tiny" in text and "sensitivity/1" in text
+    monkeypatch.setattr(coverage, "PAIRED_DESIGNS", coverage.DESIGNS)
+    text = tables.to_markdown(simulate.paired_table(3, 100))
+    assert "/3 = " in text and "true difference +0." in text

@@ -133,7 +133,8 @@ def test_the_report_holds_every_part_with_n_and_cost(report):
         assert values[0] == pytest.approx(highest)
     diversity = found["diversity"]["classes"][0]
     assert diversity["real"]["pairs"] <= 28 and diversity["real"]["n"] == 8
-    assert found["diversity"]["macro"]["classes"] > 0
+    macro = found["diversity"]["macro"]
+    assert macro["classes"] > 1 and all(spread > 0 for spread in macro["std"].values())
 
 
 def test_the_accuracy_score_compares_as_many_images_of_each_class(finished, report):

@@ -196,8 +196,8 @@ def _real(context: Context, split: str) -> artefacts.Part | None:
 
 def diversity(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], Ledger]:
     """{"pairs": of a class at most, "classes": [{"class", what `diversity.compared` says
-    of accepted and of train images}], "macro": {"synthetic", "real", "difference", "classes"}},
-    means over the classes that have both."""
+    of accepted and of train images}], "macro": {"synthetic", "real", "difference", "std": of each,
+    "classes"}}, means and deviations over the classes that have both."""
     del folder
     costs = Ledger()
     clock = Clock(costs)
@@ -223,11 +223,14 @@ def diversity(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], L
             costs.images += len(chosen)
         entries.append({"class": name, **diversity_lib.compared(*sides)})
     both = [entry for entry in entries if entry["difference"] is not None]
-    mean = lambda values: float(np.mean(values)) if values else None
+    means = {side: [entry[side]["mean"] for entry in both] for side in ("synthetic", "real")}
+    means["difference"] = [entry["difference"] for entry in both]
     macro = {
-        "synthetic": mean([entry["synthetic"]["mean"] for entry in both]),
-        "real": mean([entry["real"]["mean"] for entry in both]),
-        "difference": mean([entry["difference"] for entry in both]),
+        **{name: float(np.mean(values)) if values else None for name, values in means.items()},
+        "std": {
+            name: float(np.std(values, ddof=1)) if len(values) > 1 else None
+            for name, values in means.items()
+        },
         "classes": len(both),
     }
     clock.read()

@@ -30,7 +30,7 @@ A number that too few images would make is None, with the reason beside it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,7 +194,7 @@ def report(
 
     Returns:
       JSON-able: {"k", "seed", "classes": [one entry a class], "overall": an entry of all classes
-      together, "macro": {"synthetic" | "matched" | "floor": {measure: {"mean", "classes"}}}}, means
+      together, "macro": {"synthetic" | "matched" | "floor": {measure: see `macro`}}}, means
       over the classes in which all three have the measure. An entry is {"label" (of a class),
       "n_train", "n_val", "n_synthetic", "synthetic": all synthetic images, "matched" and "floor":
       synthetic and val ones at equal size, a `Fidelity` as a dict each, "nearest": see `_copies`}.
@@ -225,7 +225,7 @@ def report(
     ]
     together = {name: x for name, (x, _) in sets.items()}
     overall = _entry(together, sets["train"][0], k, np.random.default_rng((seed, classes)))
-    return {"k": k, "seed": seed, "classes": entries, "overall": overall, "macro": _macro(entries)}
+    return {"k": k, "seed": seed, "classes": entries, "overall": overall, "macro": macro(entries)}
 
 
 def _entry(
@@ -274,13 +274,19 @@ def _copies(synthetic: Others, val: Float[np.ndarray, "v d"], train: Features) -
     return out
 
 
-def _macro(entries: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+def macro(entries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Means of each part and measure over the classes that have it in all parts: {"mean", "std"
+    over these classes (None of fewer than two), "classes": their number}."""
     parts = ("synthetic", "matched", "floor")
 
     def mean(part: str, measure: str) -> dict[str, Any]:
         rows = [e for e in entries if all(e[p][measure] is not None for p in parts)]
         values = [row[part][measure] for row in rows]
-        return {"mean": float(np.mean(values)) if values else None, "classes": len(values)}
+        return {
+            "mean": float(np.mean(values)) if values else None,
+            "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+            "classes": len(values),
+        }
 
     return {part: {measure: mean(part, measure) for measure in MEASURES} for part in parts}
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lt_jax.evaluate.images import fidelity
 from lt_jax.evaluate.images.fidelity import MEASURES
 from lt_jax.evaluate.report import audit_figures
 from lt_jax.evaluate.report import sections as sections_lib
@@ -220,17 +221,19 @@ def _mean(held: Part) -> str:
 
 
 def _inception_table(found: Part) -> Rows:
-    macro = found["macro"]
-    rows = [
-        (measure, [_macro(macro[side][measure]) for side in ("matched", "floor")])
+    macro = fidelity.macro(found["classes"])
+    rows: list[tuple[str, list[Cell]]] = [
+        (
+            measure,
+            [
+                (sections_lib.over_classes(macro[side][measure]), "")
+                for side in ("matched", "floor")
+            ],
+        )
         for measure in MEASURES
     ]
-    return ["Mean over classes", "Accepted synthetic", "Held-out real (floor)"], rows
-
-
-def _macro(entry: Part) -> Cell:
-    value = tables.UNDEFINED if entry["mean"] is None else f"{entry['mean']:.3g}"
-    return value, f"{entry['classes']} classes"
+    heads = ["Mean ± deviation over n classes", "Accepted synthetic", "Held-out real (floor)"]
+    return heads, rows
 
 
 _TABLES: dict[str, Callable[[Part], Rows]] = {

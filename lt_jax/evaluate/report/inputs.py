@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, UInt8
 
 from lt_jax.config import EvaluateConfig
 from lt_jax.evaluate.errors import EvaluationError
+from lt_jax.evaluate.images import fidelity
 from lt_jax.evaluate.images.explained import Pictures
 from lt_jax.evaluate.images.fidelity import MEASURES
 from lt_jax.evaluate.statistics.detection import Detection
@@ -312,13 +313,16 @@ def fidelity_summary(pool: Pool | None) -> dict[str, Any] | None:
          "nearest": {"synthetic_median", "val_median": cosine distance to the nearest train image,
            "closer_than_val": share of synthetic images nearer than 95% of val, 0.05 if alike},
          "reasons": {name of a None: why}}],
-       "macro": {"matched" | "floor": {measure: {"mean", "classes": how many have it}}}}
+       "macro": {"matched" | "floor": {measure: {"mean", "std" over classes, "classes": how many
+         have it}}}}
     """
     if pool is None or pool.fidelity is None:
         return None
     found = pool.fidelity
     per_class = [_class_fidelity(found["class_names"], entry) for entry in found["classes"]]
-    macro = {part: found["macro"][part] for part in ("matched", "floor")}
+    # Of the classes, since pools of earlier revisions have no deviation.
+    every = fidelity.macro(found["classes"])
+    macro = {part: every[part] for part in ("matched", "floor")}
     return {"k": found["k"], "per_class": per_class, "macro": macro}
 
 

@@ -203,13 +203,19 @@ def fidelity_rows(found: Mapping[str, Any] | None) -> Grid | None:
         ]
         rows.append((row["class"], f"{counts}; {row['n']:,} a side", cells))
     macro = found["macro"]
-    mean = lambda part, m: _rounded(macro[part][m]["mean"])
     cells = [
-        (mean("matched", m), f"{mean('floor', m)} (n={macro['floor'][m]['classes']})")
+        (over_classes(macro["matched"][m], "too few"), over_classes(macro["floor"][m], "too few"))
         for m in fidelity.MEASURES
     ]
-    rows.append(("Mean", "over n classes", [*cells, ("", ""), ("", "")]))
+    rows.append(("Mean", "± deviation over n classes", [*cells, ("", ""), ("", "")]))
     return _grid([*columns, "To the nearest train image", "Nearer than 95% of val"], rows)
+
+
+def over_classes(entry: Mapping[str, Any], none: str = tables.UNDEFINED) -> str:
+    """A mean over classes with their deviation and number, as `fidelity.macro` has it."""
+    mean, spread = entry["mean"], entry["std"]
+    text = none if mean is None else f"{mean:.3g}"
+    return f"{text}{'' if spread is None else f' ± {spread:.2g}'} (n={entry['classes']})"
 
 
 def _measure(side: Mapping[str, float | None], name: str) -> str:

@@ -177,7 +177,9 @@ def test_report_speaks_json_and_says_why_it_is_silent():
     macro = made["macro"]["synthetic"]["fd"]
     assert macro["classes"] == 2
     fds = [entry["synthetic"]["fd"] for entry in made["classes"][:2]]
-    np.testing.assert_allclose(macro["mean"], np.mean(fds))
+    np.testing.assert_allclose((macro["mean"], macro["std"]), (np.mean(fds), np.std(fds, ddof=1)))
+    one = fidelity.macro(made["classes"][:1])["floor"]["kid"]
+    assert (one["std"], one["classes"]) == (None, 1)
     assert made["overall"]["n_train"] == 94 and made["overall"]["floor"]["fd"] > 0
 
 

@@ -80,7 +80,7 @@ def test_the_page_sets_floor_below_matched_and_says_where_images_are_too_few(wri
     assert f"<td>{near['matched']['kid']:.3g} ± {error:.2g}<small>" in rows["nv"]
     assert "60 train, 25 val, 40 synthetic; 25 a side" in rows["nv"] and "few" not in rows["nv"]
     assert rows["df"].count("<td>too few") == 7  # all but the distance to train
-    assert rows["Mean"].count("(n=3)") == 6
+    assert rows["Mean"].count("(n=3)") == 12 and rows["Mean"].count(" ± ") == 12
     assert (out / "figures" / "fidelity.png").exists()
     assert html.count("<img") == len(list((out / "figures").glob("*.png")))
 
@@ -94,8 +94,7 @@ def table_rows(html):
 
 def test_a_pool_too_small_for_any_measure_has_a_table_and_no_figure(measured, tmp_path):
     few = [entry for entry in measured["classes"] if entry["label"] == 3]
-    none = {name: {"mean": None, "classes": 0} for name in fidelity.MEASURES}
-    small = {**measured, "classes": few, "macro": {"matched": none, "floor": none}}
+    small = {**measured, "classes": few}
     inputs = make_inputs(seeds=(0,), gallery=None)
     pool = dataclasses.replace(inputs.pool, fidelity=small)
     report.write(dataclasses.replace(inputs, pool=pool), tmp_path)

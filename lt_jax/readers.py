@@ -36,6 +36,11 @@ from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import distributed, faults, files
 
 COLUMNS = ("reader", "id", "answer")
+INTERVALS = {
+    "points": "Wilson",
+    "one reader": "percentile bootstrap",
+    "all readers": "Student's t of a two-way bootstrap",
+}
 AIDED = {"": False, "no": False, "yes": True}
 
 
@@ -144,7 +149,8 @@ def run(pipeline: Pipeline, answers: pathlib.Path, positive: str, out: pathlib.P
         drawn = curves.of_class(arms, label, truth, evaluate.resamples, evaluate.seed)
         if drawn is not None:
             picture.save([reader_figures.roc(positive, drawn, found)], out / "figures")
-        text = json.dumps({"command": context.command, "positive": positive, **to_json(found)})
+        head = {"command": context.command, "positive": positive, "intervals": INTERVALS}
+        text = json.dumps({**head, **to_json(found)})
         files.write_atomically(out / "readers.json", text + "\n", "the readers' scores")
     return found
 

@@ -60,6 +60,7 @@ def test_answers_become_points_on_the_curve_and_the_opening_is_on_record(finishe
     assert len(log) == 1 and "readers" in json.loads(log[0])["reason"]
     written = json.loads((tmp_path / "out" / "readers.json").read_text())
     assert written["beyond"]["ce"]["n"] == 2 and written["positive"] == "malignant"
+    assert written["intervals"]["one reader"] == "percentile bootstrap"
     numbers = (tmp_path / "out" / "figures" / "roc.csv").read_text()
     assert "ann,alone," in numbers and "bob,with help," in numbers
     text = readers.text(found)

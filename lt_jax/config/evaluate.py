@@ -17,7 +17,9 @@ class EvaluateConfig:
     group_by: str = choice("counts", "thirds")  # thirds: equal numbers of classes, by count
     resamples: int = bounded(2000, 100, 1_000_000)
     permutations: int = bounded(2000, 100, 1_000_000)
-    # Of the bootstrap, see lt_jax.evaluate.statistics.intervals.
+    # Of the bootstrap of arms' metrics and their differences, see
+    # lt_jax.evaluate.statistics.intervals. Average precision, bands of ROC and PR curves, single
+    # readers and the audit have percentile intervals whatever is asked for here.
     interval: str = choice("percentile", "bca")
     ece_bins: int = bounded(15, 2, 1000)
     specificity: float = bounded(0.9, 0.0, 1.0)  # at which sensitivity is read off the ROC curve

@@ -110,8 +110,8 @@ def summary(detection: Detection | None, evaluate: EvaluateConfig) -> dict[str, 
     """What report.json holds; None where nothing was detected.
 
     Returns:
-      {"baseline", "images", "lesions", "small": {"area", "part", "lesions"},
-       "false_positives_per_image": [...],
+      {"baseline", "interval": always "percentile", "images", "lesions",
+       "small": {"area", "part", "lesions"}, "false_positives_per_image": [...],
        "arms": [{"name", "data", "seeds", "metrics": {METRIC: {"mean", "std", "n", "ci95",
          "values"}}, "froc": [a sensitivity of each number of false positives, likewise],
          "paired": {"baseline", METRIC: {"difference", "ci95", "p", "p_holm", "p_bh", "n",
@@ -125,6 +125,7 @@ def summary(detection: Detection | None, evaluate: EvaluateConfig) -> dict[str, 
     areas = [(x1 - x0) * (y1 - y0) for held in lesions.boxes for x0, y0, x1, y1 in held]
     return {
         "baseline": detection.baseline,
+        "interval": "percentile",
         "images": len(lesions.boxes),
         "lesions": len(areas),
         "small": {

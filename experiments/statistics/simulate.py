@@ -2,8 +2,8 @@
 
     python -m experiments.statistics.simulate --simulations=1000
 
-Expected time: 5 minutes of one core for 1,000 simulations, 3 of them for differences. Figures are in
-README.md.
+Expected time: 5 minutes of one core for 1,000 simulations, 3 of them for differences. Figures are
+in README.md.
 """
 
 from absl import flags

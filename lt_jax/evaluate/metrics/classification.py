@@ -38,7 +38,7 @@ METRICS = (
     "log_loss",
     "sensitivity_at_specificity",
 )
-PER_CLASS = ("auroc", "auprc", "sensitivity", "sensitivity_at_specificity")
+PER_CLASS = ("auroc", "auprc", "sensitivity", "sensitivity_at_specificity", "f1")
 PRIMARY = "balanced_accuracy"  # the metric that the report speaks of first
 LOWER_IS_BETTER = frozenset({"ece", "brier", "log_loss"})
 LEAST_PROBABILITY = 1e-12  # in a logarithm, so that one sure mistake costs 28 nats and not all
@@ -297,4 +297,5 @@ def per_class(found: Parts) -> dict[str, PerClass]:
         "auprc": found.auprc,
         "sensitivity": recall_of(found.counts),
         "sensitivity_at_specificity": found.sensitivity,
+        "f1": f1_of(found.counts),
     }

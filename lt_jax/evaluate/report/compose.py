@@ -1,4 +1,4 @@
-"""The report: report.json (schema version 1), figures/*.png and a self-contained report.html.
+"""The report: report.json (version 1), figures/*.png, tables/ and a self-contained report.html.
 
 `write` computes every number from predictions and labels, draws the figures and writes the files,
 report.json last and by rename, so that a folder with report.json holds a whole report.
@@ -9,16 +9,17 @@ null. A summary is {"mean", "std", "n", "ci95", "values"}, std null for one seed
 (`hypothesis.paired_effect`; null for fewer than three).
 
 Beyond the schema, of an arm's statistics: `per_class`, a list of {"class", "images", "groups",
-"auroc", "auprc", "sensitivity", "sensitivity_at_specificity": summaries, "sensitivity_wilson95",
-"auroc_score95": score intervals of the trained runs (`intervals`)}; `positive`, that entry of the
-positive class of two (`config.evaluate.positive`, by default the second), else null;
-`score_intervals` of "accuracy", "balanced_accuracy", "auroc_macro"; `metrics_by_group`, summaries
-by metric with a group's images averaged, null where every group is one image (`group_level` tells
-"groups", and how many with several labels were "left_out", the first named); `paired_tests` with
-the baseline and `paired_real_tests` with the arm of `paired_real`, each {"mcnemar", "delong": by
-class} of the probabilities averaged over seeds, first the arm, then what it is compared with, with
-the fields of `hypothesis.McNemar` and `hypothesis.DeLong`. `statistics` holds the choices made:
-"interval", "specificity", "resamples", "permutations", "mcnemar", "positive".
+"auroc", "auprc", "sensitivity", "sensitivity_at_specificity", "f1": summaries,
+"sensitivity_wilson95", "auroc_score95": score intervals of the trained runs (`intervals`)};
+`positive`, that entry of the positive class of two (`config.evaluate.positive`, by default the
+second), else null; `score_intervals` of "accuracy", "balanced_accuracy", "auroc_macro";
+`metrics_by_group`, summaries by metric with a group's images averaged, null where every group is
+one image (`group_level` tells "groups", and how many with several labels were "left_out", the first
+named); `paired_tests` with the baseline and `paired_real_tests` with the arm of `paired_real`, each
+{"mcnemar", "delong": by class} of the probabilities averaged over seeds, first the arm, then what
+it is compared with, with the fields of `hypothesis.McNemar` and `hypothesis.DeLong`. `statistics`
+holds the choices made: "interval", "specificity", "resamples", "permutations", "mcnemar",
+"positive", and the kind of "bands" that ROC and PR curves have.
 
 Further: `metrics_logit_adjusted`, `val_balanced_accuracy`,
 `policy_val_balanced_accuracy`, `policy_val_minus_test`, `shares` (of rounds and classes, the mean
@@ -74,7 +75,7 @@ VERSION = 1
 
 
 def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
-    """Writes report.json, report.html and figures/ into `out`.
+    """Writes report.json, report.html, figures/ and tables/ (arms.tex, arms.md) into `out`.
 
     Returns:
       The content of report.json.
@@ -92,6 +93,7 @@ def write(inputs: ReportInputs, out: pathlib.Path) -> dict[str, Any]:
     content = page.Content(inputs, report, plain, adjusted, predictions, _truth(inputs))
     html = page.render(content, page.draw(content, out / "figures"))
     files.write_atomically(out / "report.html", html, "the report")
+    _write_tables(report, out / "tables")
     text = json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
     files.write_atomically(out / "report.json", text + "\n", "the report")
     return report
@@ -128,7 +130,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def text_table(report: Mapping[str, Any]) -> str:
-    """The arms' table of a report, for a terminal: in the report's order, the baseline marked."""
+    """The arms' table of a report, for a terminal."""
+    return tables.to_text(arms_table(report))
+
+
+def arms_table(report: Mapping[str, Any], caption: str = "") -> tables.Table:
+    """The arms of a report, in its order, the baseline marked and subtracted."""
     chosen = ("accuracy", PRIMARY, "macro_f1", "auroc_macro", "recall_tail")
     rows = []
     for arm in report["arms"]:
@@ -142,7 +149,21 @@ def text_table(report: Mapping[str, Any]) -> str:
     baseline = report["arms"][0]["paired"]["baseline"]
     last = f"{tables.TITLES[PRIMARY]} minus {baseline}"
     columns = ("Arm", *(tables.TITLES[metric] for metric in chosen), last)
-    return tables.to_text(tables.Table(columns, tuple(rows)))
+    return tables.Table(columns, tuple(rows), caption)
+
+
+def _write_tables(report: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """arms.tex and arms.md, for who writes of it."""
+    folder.mkdir(exist_ok=True)
+    caption = (
+        f"{report['dataset']['name']}: mean ± standard deviation over n seeds; in the last column "
+        f"the difference of means with its 95% {report['statistics']['interval']} bootstrap "
+        "interval, p of a paired permutation test, and p after Holm's correction over the arms."
+    )
+    table = arms_table(report, caption)
+    latex = f"% takes \\usepackage{{booktabs}}\n{tables.to_latex(table)}"
+    for name, text in (("arms.tex", latex), ("arms.md", tables.to_markdown(table))):
+        files.write_atomically(folder / name, text + "\n", "the report's tables")
 
 
 def strict(value: Any) -> Any:
@@ -263,7 +284,8 @@ def _report(
 def _choices(inputs: ReportInputs, found: Findings) -> dict[str, Any]:
     names = ("interval", "specificity", "resamples", "permutations", "mcnemar")
     positive = None if found.positive is None else inputs.dataset.classes[found.positive]
-    return {**{name: getattr(inputs.evaluate, name) for name in names}, "positive": positive}
+    chosen = {name: getattr(inputs.evaluate, name) for name in names}
+    return {**chosen, "bands": "percentile", "positive": positive}  # of ROC and PR curves
 
 
 def _pool(pool: Pool | None) -> dict[str, Any]:

@@ -37,6 +37,7 @@ TITLES = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "sensitivity": "Sensitivity",
+    "f1": "F1",
 }
 
 
@@ -199,7 +200,7 @@ _LATEX = str.maketrans(
 
 
 def to_latex(table: Table) -> str:
-    """For a paper: a booktabs tabular, the note on single seeds below it."""
+    """For a paper: a booktabs tabular, single seeds noted below it; a float if it has a caption."""
     width = len(table.columns)
     head = " & ".join(column.translate(_LATEX) for column in table.columns)
     rows = [" & ".join(_latex_cell(cell, table.digits) for cell in row) for row in table.rows]
@@ -207,7 +208,11 @@ def to_latex(table: Table) -> str:
     lines += ["\\midrule", *(f"{row} \\\\" for row in rows), "\\bottomrule"]
     if table.has_single_seed():
         lines += [f"\\multicolumn{{{width}}}{{l}}{{\\footnotesize * {ONE_SEED}}} \\\\"]
-    return "\n".join([*lines, "\\end{tabular}"])
+    lines.append("\\end{tabular}")
+    if table.caption:
+        caption = f"\\caption{{{table.caption.translate(_LATEX)}}}"
+        lines = ["\\begin{table}", "\\centering", caption, *lines, "\\end{table}"]
+    return "\n".join(lines)
 
 
 def _latex_cell(cell: Cell, digits: int) -> str:

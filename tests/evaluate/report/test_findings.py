@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import sklearn.metrics as sk
 
 from lt_jax.config import EvaluateConfig
 from lt_jax.errors import UserError
@@ -53,8 +54,24 @@ def two_classes(inputs, **evaluate):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return report.write(make_inputs(), tmp_path_factory.mktemp("report"))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(scope="module")
+def written(folder):
+    return report.write(make_inputs(), folder)
+
+
+def test_the_arms_table_lies_beside_the_report_for_who_writes_of_it(folder, written):
+    found = written
+    latex, markdown = ((folder / "tables" / f"arms.{kind}").read_text() for kind in ("tex", "md"))
+    for text in (latex, markdown):
+        assert found["dataset"]["name"] in text and "standard deviation over n seeds" in text
+        for arm in found["arms"]:
+            assert f"{arm['metrics']['balanced_accuracy']['mean']:.3f}" in text
+    assert "\\caption{" in latex and latex.count("\\\\\n") == 1 + len(found["arms"])
+    assert "| ce (baseline) |" in markdown
 
 
 def mean_probabilities(inputs, i):
@@ -62,7 +79,13 @@ def mean_probabilities(inputs, i):
     return np.mean([metrics.softmax(run.test_logits) for run in runs], axis=0)
 
 
+def logits_of(name):
+    arm = next(arm for arm in make_inputs().arms if arm.name == name)
+    return [run.test_logits for run in sorted(arm.runs, key=lambda run: run.seed)]
+
+
 def test_every_class_has_summaries_and_score_intervals(written):
+    labels = make_inputs().dataset.test_labels
     for arm in written["arms"]:
         assert [entry["class"] for entry in arm["per_class"]] == list(CLASSES)
         assert arm["positive"] is None
@@ -71,6 +94,11 @@ def test_every_class_has_summaries_and_score_intervals(written):
                 cell = entry[name]
                 assert cell["n"] == 3 == len(cell["values"]) and cell["std"] is not None
                 assert cell["ci95"][0] <= cell["mean"] <= cell["ci95"][1]
+            found = [
+                sk.f1_score(labels, run.argmax(axis=1), labels=[c], average="macro")
+                for run in logits_of(arm["name"])
+            ]
+            np.testing.assert_allclose(entry["f1"]["values"], found)
             low, high = entry["sensitivity_wilson95"]
             assert low < entry["sensitivity"]["mean"] < high
             np.testing.assert_allclose(
@@ -156,6 +184,7 @@ def test_groups_of_one_image_have_no_level_of_their_own(tmp_path, inputs):
         "resamples": 200,
         "permutations": 200,
         "mcnemar": "exact",
+        "bands": "percentile",
         "positive": None,
     }
 

@@ -120,7 +120,7 @@ def test_all_rows_are_the_metrics_then_every_class():
     ones = np.ones((truth.n_groups, 1), np.float32)
     rows = sums.all_rows(sums.parts_of(run.at(ones), run.starts, truth), truth)[:, 0]
     names = resampling.names(truth)
-    assert len(rows) == len(names) == len(metrics.METRICS) + 4 * K
+    assert len(rows) == len(names) == len(metrics.METRICS) + 5 * K
     got = dict(zip(names, rows, strict=True))
     for c in range(K):
         mine, score = truth.labels == c, probabilities[0][:, c]

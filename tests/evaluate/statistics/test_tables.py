@@ -104,6 +104,14 @@ def test_the_latex_note_on_single_seeds_is_printed():
     assert note.startswith("\\multicolumn{2}{l}") and lines[-1] == "\\end{tabular}"
 
 
+def test_a_caption_makes_the_latex_table_a_float_with_it():
+    table = tables.Table(("Arm", "F1"), (("ce", THREE),), "on a_b, 95% interval")
+    lines = tables.to_latex(table).splitlines()
+    assert lines[0] == "\\begin{table}" and lines[-1] == "\\end{table}"
+    assert "\\caption{on a\\_b, 95\\% interval}" in lines
+    assert lines.index("\\end{tabular}") == len(lines) - 2
+
+
 def test_markdown_keeps_underscores_within_words():
     text = tables.to_markdown(tables.Table(("A",), (("a_b _c_ `d`\n\\e <b>",),)))
     assert "a_b \\_c\\_ \\`d\\` \\\\e \\<b>" in text

@@ -6,7 +6,12 @@ r"""Tasks of a data set, each from the same generator with a LoRA adapter of its
 The generator is pretrained once, on the train split under the data set's own classes. A task is a
 column of the manifest and a set of its values (`TASKS`). It keeps that manifest's splits, so that
 no image it is tested on has trained the generator; its adapter, extractor, pool and classifiers are
-its own, few-shot subsets included (`--shots`). Each task ends in a report of its own, whose test
+its own, few-shot subsets included (`--shots`).
+
+As in BUSGen, few shots are few for adapter, extractor and classifiers alone: the base generator has
+seen all train images under the data set's own labels, which often say the task's. What the
+synthetic arm then shows is what a generator pretrained on the whole set is worth to a classifier
+with few labels, not what can be generated from few images. Each task ends in a report of its own, whose test
 labels are opened once; the table sets them side by side.
 """
 

@@ -11,8 +11,10 @@ its own, few-shot subsets included (`--shots`).
 As in BUSGen, few shots are few for adapter, extractor and classifiers alone: the base generator has
 seen all train images under the data set's own labels, which often say the task's. What the
 synthetic arm then shows is what a generator pretrained on the whole set is worth to a classifier
-with few labels, not what can be generated from few images. Each task ends in a report of its own, whose test
-labels are opened once; the table sets them side by side.
+with few labels, not what can be generated from few images.
+
+Each task ends in a report of its own, whose test labels are opened once; the table sets them side
+by side.
 """
 
 import json

@@ -61,10 +61,7 @@ def of(config: config_lib.Config) -> list[artifacts.Spec]:
     generator = _spec("generator", _generator_fields(config.generator), prepare)
     extractor = _spec("extractor", key_fields(config.extractor), prepare)
     synthesize = _spec("synthesize", key_fields(config.synthesize), prepare, generator, extractor)
-    ranking = ("head_above", "tail_below", "group_by")  # what the policy must not let down
-    head = {name: getattr(config.evaluate, name) for name in ranking}
-    learnt = {**key_fields(config.mixing), **head}
-    mixing = _spec("mixing", learnt, prepare, extractor, synthesize)
+    mixing = _spec("mixing", _mixing_fields(config), prepare, extractor, synthesize)
     recipe = key_fields(config.classify)
     tau = recipe.pop("logit_adjustment")
     del recipe["seeds"], recipe["arms"]
@@ -152,6 +149,17 @@ def _generator_fields(config: config_lib.GeneratorConfig) -> dict[str, Any]:
                 f"({artifacts.MARK} is missing); give the folder `generator` of a finished run"
             )
         fields["adapt"]["base"] = artifacts.describe(mark.parent)["key"]
+    return fields
+
+
+def _mixing_fields(config: config_lib.Config) -> dict[str, Any]:
+    """What decides the policies: in pixels the network of `classify`, too, and its training."""
+    fields = config_lib.key_fields(config.mixing)
+    for name in ("head_above", "tail_below", "group_by"):  # whom the policy must not let down
+        fields[name] = getattr(config.evaluate, name)
+    if config.mixing.environment == "images":
+        recipe = config_lib.key_fields(config.classify)
+        fields["classifier"] = {name: recipe[name] for name in ("model", "optimizer", "augment")}
     return fields
 
 

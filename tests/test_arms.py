@@ -50,6 +50,29 @@ def test_a_key_follows_what_the_arm_s_rule_reads():
     )
 
 
+@pytest.mark.parametrize("environment", ["features", "images"])
+def test_the_policies_key_follows_the_network_that_they_train(environment):
+    """In pixels it is that of `classify`; on features nothing of it is read."""
+
+    def learnt(**recipe):
+        run = config_with(ArmConfig(controller="policy"), rounds=8)
+        recipe = dataclasses.replace(run.classify, **recipe)
+        mixing = dataclasses.replace(run.mixing, environment=environment)
+        run = dataclasses.replace(run, classify=recipe, mixing=mixing)
+        return {spec.stage: spec.key for spec in specs_lib.of(run)}["mixing"]
+
+    base = Config().classify
+    wide = dataclasses.replace(base.model.vit, variant="custom", width=2 * base.model.vit.width)
+    for change in (
+        {"model": dataclasses.replace(base.model, vit=wide)},
+        {"model": dataclasses.replace(base.model, kind="resnet")},
+        {"optimizer": dataclasses.replace(base.optimizer, learning_rate=0.123)},
+        {"augment": dataclasses.replace(base.augment, shift=base.augment.shift + 1)},
+    ):
+        assert (learnt(**change) != learnt()) == (environment == "images")
+    assert learnt(steps=base.steps + 1) == learnt()  # of the arms alone
+
+
 def test_a_key_follows_the_schedule_s_content_and_not_its_place(tmp_path):
     first = key(schedule(tmp_path / "a.json"))
     assert key(schedule(tmp_path / "b.json")) == first

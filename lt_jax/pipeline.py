@@ -118,6 +118,8 @@ class Pipeline:
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
+                if spec.stage != "prepare":  # no costly one starts for arms that cannot be
+                    preflight.check_counts(self.config, context.data[0])
                 costs = stages.run(spec, folder, context)
                 distributed.on_first(lambda: self.store.finish(spec, costs))
         if spec.stage == "report":

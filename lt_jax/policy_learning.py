@@ -136,7 +136,7 @@ def controller(
 def proxy_data(context: Context) -> ProxyData:
     """Train, policy_val and accepted synthetic images, as the environment's classifier reads them.
 
-    Raises ProxyError where a class is absent from policy_val, or features are not finite.
+    Raises ProxyError where features are not finite, MixtureError where policy_val lacks a class.
     """
     manifest, _ = context.data
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)

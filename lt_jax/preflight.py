@@ -20,6 +20,7 @@ from lt_jax.config import (
 )
 from lt_jax.config.classify import LEARNED
 from lt_jax.data import sources
+from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion.generator import Generator
@@ -366,6 +367,13 @@ def check_positive(config: Config, stages: Collection[str]) -> None:
     """
     if stages and config.evaluate.positive:
         findings.positive_class(config.evaluate.positive, sources.load(config.data).classes)
+
+
+def check_counts(config: Config, manifest: SplitManifest) -> None:
+    """Refuses controllers that learn where policy_val lacks a class: MixtureError."""
+    arms = config.classify.arms.values()
+    if any(controllers.learns(arm) or controllers.mirrored(arm) in LEARNED for arm in arms):
+        controllers.require_seen(manifest.counts("policy_val"), manifest.classes)
 
 
 def check_batches(config: Config, stages: Collection[str], device_mesh: Mesh) -> None:

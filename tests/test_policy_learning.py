@@ -1,5 +1,6 @@
 """The stage mixing, tiny: what it writes, what arms make of it, and that it resumes."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,14 +10,13 @@ import numpy as np
 import pytest
 
 from lt_jax import config as config_lib
-from lt_jax import pipeline, policy_learning, stages
+from lt_jax import pipeline, policy_learning, preflight, stages
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.mixing import controllers, learned
 from lt_jax.mixing.classifiers import Network
-from lt_jax.mixing.mixture import Feedback
-from lt_jax.mixing.proxy_data import ProxyError
+from lt_jax.mixing.mixture import Feedback, MixtureError
 from lt_jax.runtime import checkpoint, faults, metrics
 from tests.shrink import shrink
 from tests.test_golden_configs import load
@@ -199,20 +199,44 @@ def test_policies_are_learned_in_pixels_too(finished):
     assert np.isfinite(env.reference).all()
 
 
-def test_a_class_absent_from_policy_val_is_refused(finished, monkeypatch):
-    context = finished.context()
-    manifest, images = context.data
+def without_threes(manifest):
+    """In policy_val."""
     splits = np.array(manifest.splits)
     splits[(splits == "policy_val") & (manifest.labels == 3)] = "val"
-    other = dataclasses.replace(manifest, splits=tuple(splits.tolist()))
-    poor = dataclasses.replace(context)
-    object.__setattr__(poor, "__dict__", {**poor.__dict__, "data": (other, images)})
-    told = context.evidence("policy_val")
-    fewer = jax.tree.map(lambda leaf: leaf[told.labels != 3], told)
-    held = {"train": context.evidence("train"), "policy_val": fewer}
-    monkeypatch.setattr(Context, "evidence", lambda self, split: held[split])
-    with pytest.raises(ProxyError, match=r"policy_val has no image of 3, .* raise config\.data"):
-        policy_learning.proxy_data(poor)
+    return dataclasses.replace(manifest, splits=tuple(splits.tolist()))
+
+
+def test_a_class_absent_from_policy_val_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch
+):
+    whole = Context.data.func
+    lacking = lambda self: (without_threes(whole(self)[0]), whole(self)[1])
+    monkeypatch.setattr(Context, "data", property(lacking))
+    with pytest.raises(MixtureError, match=r"policy_val has no image of 3, .* raise config\.data"):
+        run_of(tmp_path, None).run()
+    assert [path.parent.name for path in tmp_path.glob("*/artifact.json")] == ["prepare"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "learns"),
+    [
+        ({"controller": "shuffled", "of": "policy_schedule"}, True),
+        ({"controller": "random_search"}, True),
+        ({"controller": "accuracy_adaptive"}, True),
+        ({"controller": "source_replay", "of": "bandit"}, True),
+        ({"controller": "source_replay", "dose": 1.0}, False),
+        ({"controller": "schedule"}, False),
+    ],
+)
+def test_who_learns_needs_every_class_in_policy_val(arm, learns, finished):
+    arms = config_lib.FrozenDict({"arm": config_lib.ArmConfig(**arm)})
+    recipe = dataclasses.replace(finished.config.classify, arms=arms)
+    config = dataclasses.replace(finished.config, classify=recipe)
+    manifest, _ = finished.context().data
+    preflight.check_counts(config, manifest)
+    refused = pytest.raises(MixtureError) if learns else contextlib.nullcontext()
+    with refused:
+        preflight.check_counts(config, without_threes(manifest))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,14 @@ from lt_jax.classify.train_data import TrainData
 from lt_jax.data.images import Images
 from lt_jax.evaluate import metrics
 from lt_jax.mixing import rewards
-from lt_jax.mixing.controllers import Controller, Feedback, Mixture, MixtureError, following
+from lt_jax.mixing.controllers import (
+    Controller,
+    Feedback,
+    Mixture,
+    MixtureError,
+    following,
+    require_seen,
+)
 from lt_jax.runtime import files
 from lt_jax.shapes import Float, Params
 
@@ -126,12 +133,7 @@ def check(data: TrainData, rounds: int, steps: int) -> None:
     Raises MixtureError where a class is absent from policy_val, or a round has no step.
     """
     seen = np.bincount(data.policy_labels, minlength=len(data.train_rows))
-    if absent := np.flatnonzero(seen == 0).tolist():
-        raise MixtureError(
-            f"policy_val has no image of class {', '.join(map(str, absent))} (by number), and the "
-            "controller learns from every class there: raise config.data.split.policy_val, or "
-            "take a controller that does not learn (fill_to_head, fixed_share, schedule)"
-        )
+    require_seen(seen, [f"class {label} (by number)" for label in range(len(seen))])
     if rounds > steps:
         raise MixtureError(
             f"{rounds} rounds in {steps} steps: a controller that learns takes at "

@@ -31,6 +31,7 @@ from lt_jax.mixing.mixture import Mixture as Mixture
 from lt_jax.mixing.mixture import MixtureError as MixtureError
 from lt_jax.mixing.mixture import Supply as Supply
 from lt_jax.mixing.mixture import following as following
+from lt_jax.mixing.mixture import require_seen as require_seen
 from lt_jax.shapes import Float, Int
 
 

@@ -131,6 +131,19 @@ def following(controller: Controller, history: Sequence[Feedback]) -> Mixture:
     return mixture
 
 
+def require_seen(policy_val: Int[np.ndarray, "k"], classes: Sequence[str]) -> None:
+    """Refuses images of policy_val, by class, that not every class has a share in.
+
+    Raises MixtureError: of an absent class neither controller nor policy could be told anything.
+    """
+    if absent := [classes[label] for label in np.flatnonzero(policy_val == 0).tolist()]:
+        raise MixtureError(
+            f"policy_val has no image of {', '.join(absent)}, and a controller that learns is told "
+            "of every class there: raise config.data.split.policy_val, leave the class out "
+            "(config.data.classes), or take controllers that do not learn (fill_to_head, say)"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Supply:
     """What a rule has to mix: images of each class, real and accepted, and the base sampler.

@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 
 from lt_jax.errors import UserError
+from lt_jax.mixing.mixture import require_seen
 from lt_jax.shapes import Array, Bool, Float, Int, UInt8
 
 # Deviation of a feature, over the largest of any, from which on it varies: below is rounding.
@@ -98,9 +99,9 @@ def collect(
       fidelity: of each class's synthetic images, higher is better; None is equation (1).
 
     Raises:
-      ProxyError: a class has no image in train or in policy_val, a label is of no class, a
-        feature or score is not finite, or the sets have not the same features, or images of the
-        same size.
+      ProxyError: a class has no image in train, a label is of no class, a feature or score is
+        not finite, or the sets have not the same features, or images of the same size.
+      MixtureError: a class has no image in policy_val.
     """
     sets = {
         "train": (real, real_labels),
@@ -114,8 +115,12 @@ def collect(
             "proxy: an out-of-distribution score of the pool is not finite; run synthesize again"
         )
     counts, pool, seen = (np.bincount(each, minlength=len(classes)) for _, each in sets.values())
-    _refuse_absent("train", counts, classes, "lower imbalance_factor")
-    _refuse_absent("policy_val", seen, classes, "raise config.data.split.policy_val")
+    if absent := [classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
+        raise ProxyError(
+            f"proxy: train has no image of {', '.join(absent)}; lower config.data.imbalance_factor "
+            "or drop the class from the data set"
+        )
+    require_seen(seen, classes)
     standard = [real, synthetic, policy_val]
     if real.dtype != np.uint8:
         mean, inverse = _standardisation(real)
@@ -168,14 +173,6 @@ def _check(
         raise ProxyError(
             f"proxy: the features of {where} are not finite; the extractor diverged: lower its "
             "learning rate"
-        )
-
-
-def _refuse_absent(where: str, counts: np.ndarray, classes: Sequence[str], remedy: str) -> None:
-    if absent := [classes[label] for label in np.flatnonzero(counts == 0).tolist()]:
-        raise ProxyError(
-            f"proxy: {where} has no image of {', '.join(absent)}, whose agent could not be "
-            f"rewarded; {remedy}, or drop the class from the data set"
         )
 
 

@@ -22,6 +22,7 @@ from lt_jax.data import augment
 from lt_jax.mixing import draws, observations, proxy, proxy_data, rollout
 from lt_jax.mixing.classifiers import Head, Network, Strategy
 from lt_jax.mixing.environment import Environment
+from lt_jax.mixing.mixture import MixtureError
 from lt_jax.models import classifier, module
 from lt_jax.runtime import keys, population, train_state
 from tests.mixing import tiny
@@ -227,7 +228,7 @@ def test_what_does_not_fit_together_is_an_error_that_says_what_to_do():
         proxy_data.collect(**{**given, "policy_val": given["policy_val"][:, :3]})
     with pytest.raises(proxy_data.ProxyError, match=r"float64 of shape .* in train; takes feat"):
         proxy_data.collect(**{**given, "real": given["real"] / 255.0})
-    with pytest.raises(proxy_data.ProxyError, match=r"policy_val has no image of class 2.*raise"):
+    with pytest.raises(MixtureError, match=r"policy_val has no image of class 2.*raise"):
         labels = np.minimum(given["policy_val_labels"], 1)
         proxy_data.collect(**{**given, "policy_val_labels": labels})
     images, rows = proxy_data.collect(**given), proxy_data.collect(**{**given, **features})

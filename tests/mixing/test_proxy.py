@@ -15,6 +15,7 @@ from lt_jax.config import ConfigError
 from lt_jax.config.mixing import MixingConfig, ProxyConfig, RewardConfig
 from lt_jax.mixing import controllers, draws, observations, proxy, proxy_data
 from lt_jax.mixing.environment import Environment
+from lt_jax.mixing.mixture import MixtureError
 from lt_jax.runtime import keys
 from tests.mixing import tiny
 
@@ -335,7 +336,7 @@ def test_fidelity_falls_with_the_distance_of_class_means():
 def test_what_cannot_be_trained_or_measured_is_an_error_that_says_what_to_do():
     given = arrays()
     absent = {**given, "policy_val_labels": np.minimum(given["policy_val_labels"], 1)}
-    with pytest.raises(proxy_data.ProxyError, match=r"policy_val has no image of c.*raise config"):
+    with pytest.raises(MixtureError, match=r"policy_val has no image of c,.*raise config"):
         proxy_data.collect(**absent)
     with pytest.raises(proxy_data.ProxyError, match="train has no image of a"):
         proxy_data.collect(**{**given, "real_labels": np.maximum(given["real_labels"], 1)})

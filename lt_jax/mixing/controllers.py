@@ -185,10 +185,12 @@ class SourceReplay:
 
 @dataclasses.dataclass(frozen=True)
 class Shuffled:
-    """The other control: another controller's shares, each given to another class.
+    """The other control: another controller's shares and factors, each given to another class.
 
-    The classes with accepted images pass their shares on round a circle, which the seed draws
-    once: none of them keeps its own, where there are two. Class weights follow equation (3).
+    The classes with accepted images pass theirs on round a circle, which the seed draws once: none
+    of them keeps its own, where there are two. Class weights follow equation (3). A learned policy
+    that is shuffled goes on as if its own choices had been drawn: its observations of share, dose
+    and losses are of these, recall and precision those of the classifier that had the shuffled.
     """
 
     of: Controller
@@ -202,11 +204,13 @@ class Shuffled:
 
     def mixture(self, history: Sequence[Feedback]) -> Mixture:
         """The permuted mixture of the round."""
-        share = self.of.mixture(history).share.copy()
+        mixture = self.of.mixture(history)
         circle = np.flatnonzero(self.supply.accepted)
         circle = np.random.default_rng((self.seed, 3)).permutation(circle)
-        share[circle] = share[np.roll(circle, 1)]
-        return self.supply.mix_shares(share)
+        giver = np.arange(len(mixture.share))
+        giver[circle] = np.roll(circle, 1)
+        factor = None if mixture.factor is None else mixture.factor[giver]
+        return self.supply.mix_shares(mixture.share[giver], factor)
 
 
 def replay_rows(

@@ -4,8 +4,9 @@ Observations are those of the environment (`observations`), from feedback on pas
 them differ by what a real training can show: the first round's are those of equal probabilities,
 which a proxy's fresh head gives, too (recall 1 / K, precision |V_k| / |V|, margin 0); losses are
 of some train images after a round, and not of the images drawn in it; and dose counts draws, not
-batches, whose ratio is the same. The policy acts greedily: it is a function of the history alone,
-so that a training that was killed goes on as it would have.
+batches, whose ratio is the same. What was drawn is taken to be the policy's own choice, also where
+a control (`controllers.Shuffled`) gives that to other classes. The policy acts greedily: it is a
+function of the history alone, so that a training that was killed goes on as it would have.
 """
 
 import dataclasses

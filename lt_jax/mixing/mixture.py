@@ -69,11 +69,6 @@ class Mixture:
                 "image to draw it from; set their share to 0"
             )
 
-    @property
-    def realised_dose(self) -> Float[np.ndarray, "k"]:
-        """Synthetic draws of each class over its real ones: s_k / (1 - s_k)."""
-        return self.share / (1 - self.share)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feedback:

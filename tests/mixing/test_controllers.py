@@ -37,6 +37,17 @@ def supply(accepted=PLENTY, sampler="instance"):
     return Supply(COUNTS, accepted, sampler)
 
 
+def test_a_shuffle_passes_factors_on_with_their_shares():
+    source, shares, factors = supply((9, 9, 0, 9)), (0.1, 0.2, 0.0, 0.4), (1.0, 2.0, 3.0, 4.0)
+    schedule = Schedule(source, (controllers.Round(shares, factors),))
+    mixture = Shuffled(schedule, source, 0).mixture(())
+    givers = [shares.index(share) for share in mixture.share]
+    assert givers[2] == 2 and sorted(givers) == [0, 1, 2, 3] and givers != [0, 1, 2, 3]
+    np.testing.assert_array_equal(mixture.factor, np.asarray(factors)[givers])
+    weight = source.mix_shares(mixture.share, mixture.factor).class_weight
+    np.testing.assert_array_equal(mixture.class_weight, weight)
+
+
 def blank(rounds):
     return [Feedback.unmeasured(4)] * rounds
 
@@ -87,7 +98,6 @@ def test_rules_that_ask_for_nothing_are_real_images_alone(sampler):
 def test_uniform_keeps_class_proportions_and_one_dose(sampler):
     mixture = Uniform(supply(sampler=sampler), 1.5).mixture(())
     np.testing.assert_allclose(mixture.class_weight, base_weights(COUNTS, sampler))
-    np.testing.assert_allclose(mixture.realised_dose, np.full(4, 1.5))
     np.testing.assert_allclose(mixture.share, np.full(4, 0.6))
     np.testing.assert_array_equal(mixture.in_use, [1500, 300, 60, 12])
     # Doses that give no whole number are off by half an image at most.
@@ -116,7 +126,6 @@ def test_a_short_pool_gives_what_it_has_and_tells_the_rest():
     assert mixture.in_use.tolist() == [0, 300, 0, 992]
     assert mixture.unmet.tolist() == [0, 500, 960, 0]
     np.testing.assert_allclose(mixture.share, [0.0, 0.6, 0.0, 0.992])
-    np.testing.assert_allclose(mixture.realised_dose, [0.0, 1.5, 0.0, 124.0])
     np.testing.assert_allclose(mixture.class_weight, np.asarray([1000, 500, 40, 1000]) / 2540)
 
 

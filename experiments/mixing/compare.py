@@ -65,7 +65,7 @@ def controllers(loss: str, fill_to: int) -> dict[str, dict[str, Any]]:
 
 
 def configure(shared: ConfigDict, loss: str, seeds: int, fill_to: int, some: list[str]) -> Any:
-    """`shared` with these arms, and a proxy of their loss."""
+    """`shared` with these arms, a proxy of their loss, and as many policies as classifiers."""
     config: Any = shared.copy_and_resolve_references()
     wanted = controllers(loss, fill_to)
     if unknown := set(some) - set(wanted):
@@ -75,6 +75,7 @@ def configure(shared: ConfigDict, loss: str, seeds: int, fill_to: int, some: lis
     with config.unlocked():
         config.mixing.levels = (0.0, *LEVELS)
         config.mixing.proxy.loss = loss
+        config.mixing.policy.seeds = tuple(range(seeds))  # each classifier's seed has its own
         config.classify.rounds = config.mixing.rounds
         config.classify.seeds = tuple(range(seeds))
         config.classify.arms = config_lib.arms(

@@ -14,6 +14,7 @@ def test_arms_differ_in_their_rule_alone():
     arms = config.classify.arms
     assert set(arms) == set(compare.controllers("cross_entropy", 300))
     assert {arm.loss for arm in arms.values()} == {"cross_entropy"} == {config.mixing.proxy.loss}
+    assert config.mixing.policy.seeds == config.classify.seeds  # none is shared by classifiers
     assert config.classify.rounds == config.mixing.rounds  # so that a schedule can be replayed
     assert arms["fill_to_head"].fill_to == 300 and len(config.classify.seeds) == 5
     keys = {spec.key for spec in specs_lib.of(config) if spec.stage.startswith("classify/")}

@@ -19,6 +19,7 @@ from lt_jax.config import (
     ExpertsConfig,
 )
 from lt_jax.config.classify import LEARNED
+from lt_jax.config.mixing import PROXY_LOSSES
 from lt_jax.data import sources
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.diffusion import annotations, guidance, program, requests, trained
@@ -28,7 +29,7 @@ from lt_jax.evaluate.report import findings
 from lt_jax.mixing import controllers
 from lt_jax.models import classifier, detector, module
 from lt_jax.models.conditioning import Vocabulary
-from lt_jax.runtime import mesh
+from lt_jax.runtime import mesh, progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +189,8 @@ def check_stages(config: Config, stages: Collection[str], known: Vocabulary) -> 
         check_synthesis(config, known)
     if "audit" in stages:
         check_audit(config)
+    if "mixing" in stages:
+        _say_losses(config)
     return found
 
 
@@ -319,7 +322,7 @@ def _check_controls(config: Config, name: str) -> None:
 
 
 def _check_policy(config: Config, name: str) -> None:
-    """Refuses an arm whose rounds or sampler are not those that its policy is learned for."""
+    """Refuses an arm whose rounds, sampler or loss its policy is not learned for."""
     mixing, arm = config.mixing, config.classify.arms[name]
     if 0.0 not in mixing.levels or len(set(mixing.levels)) < max(2, len(mixing.levels)):
         raise ConfigError(
@@ -336,8 +339,25 @@ def _check_policy(config: Config, name: str) -> None:
             f"config.classify.arms.{name}.sampler: got {arm.sampler}, but its policy is learned "
             f"under {mixing.sampler}; set it and config.mixing.sampler alike"
         )
-    if not mixing.policy.seeds:
-        raise ConfigError("config.mixing.policy.seeds: takes at least one seed")
+    if arm.expert_loss == "own" and arm.loss in PROXY_LOSSES and arm.loss != mixing.proxy.loss:
+        raise ConfigError(
+            f"config.classify.arms.{name}.loss: got {arm.loss}, but its policy is learned with "
+            f"{mixing.proxy.loss}; set it and config.mixing.proxy.loss alike"
+        )
+    seeds = mixing.policy.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(
+            f"config.mixing.policy.seeds: got {seeds}; takes seeds that differ, one or more"
+        )
+
+
+def _say_losses(config: Config) -> None:
+    """Which arms train with a loss that a proxy classifier cannot have."""
+    loss = config.mixing.proxy.loss
+    for name, arm in config.classify.arms.items():
+        own = arm.loss if arm.expert_loss == "own" else arm.expert_loss
+        if controllers.mirrored(arm) in LEARNED and own not in PROXY_LOSSES:
+            progress.say(f"mixing: the arm {name} trains with {own}, its policy with {loss}")
 
 
 def check_schedules(config: Config, num_classes: int) -> None:

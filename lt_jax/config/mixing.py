@@ -4,17 +4,22 @@ import dataclasses
 
 from lt_jax.config.fields import bounded, choice
 
+PROXY_LOSSES = ("cross_entropy", "balanced_softmax")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProxyConfig:
-    """The classifier that an environment trains in each episode, on features or in pixels."""
+    """The classifier that an environment trains in each episode, on features or in pixels.
+
+    In pixels network, optimiser and learning rate are those of `classify`, and not these.
+    """
 
     head: str = choice("linear", "mlp")
     hidden: int = bounded(64, 1, 65536)  # of `mlp`
     batch_size: int = bounded(64, 1)
     minibatches: int = bounded(20, 1, 100_000)  # a round
     learning_rate: float = bounded(0.05, 0.0, 100.0)
-    loss: str = choice("cross_entropy", "balanced_softmax")
+    loss: str = choice(*PROXY_LOSSES)  # as of the arms that it is for
     optimizer: str = choice("sgd", "adam")
 
 
@@ -26,7 +31,9 @@ class RewardConfig:
     head_tolerance: float = bounded(0.02, 0.0, 1.0)  # fall of head recall that costs nothing
     head_penalty: float = bounded(1.0, 0.0, 1000.0)  # of a fall beyond it
     price: float = bounded(0.0, 0.0, 1000.0)  # of a synthetic share of 1 in a class, over classes
-    difference: bool = False  # each agent's own: less what the team gets with its share at 0
+    # Each agent's own: less what the team gets in this round with its share at 0. Ranks its choices
+    # as the team's reward does within a round; over an episode its optimum may be another.
+    difference: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

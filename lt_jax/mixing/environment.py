@@ -1,4 +1,4 @@
-"""The problem that a mixing policy solves, the interface of what poses it, and JaxMARL's form.
+"""The problem that a mixing policy solves, the interface of what poses it, and others' forms of it.
 
 Sources: Dec-POMDPs are Oliehoek and Amato's (2016), difference rewards Wolpert and Tumer's (2002).
 The paper that trains agents to set the ratio of synthetic images of each class (arXiv:2507.22568)
@@ -26,17 +26,23 @@ agents decide at one place; a policy of o_k alone is decentralised.
 
 **Reward.** All agents are paid alike. With M_r a soft metric on policy_val of theta_r (of
 probabilities, so that a class of eight images is not a coin toss), F_r in [0, 1] the fall of head
-recall beyond a tolerance, lambda its price, c the price of synthetic images,
+recall beyond a tolerance, lambda its price, c the price of synthetic images, and b_k the synthetic
+draws of class k over all that it would have without factors: s_k w_k / w_k(v = 1), or s_k,
 
-    G_r = (M_(r+1) - lambda F_(r+1)) - (M_r - lambda F_r) - (c / K) sum_k s_k                (2)
-    sum_r G_r = (M_R - lambda F_R) - (M_0 - lambda F_0) - (c / K) sum_r sum_k s_k            (3)
+    G_r = (M_(r+1) - lambda F_(r+1)) - (M_r - lambda F_r) - (c / K) sum_k b_k                (2)
+    sum_r G_r = (M_R - lambda F_R) - (M_0 - lambda F_0) - (c / K) sum_r sum_k b_k            (3)
 
 so that what is maximised, without a discount, is the classifier at the end. As an option agent k
 gets its difference reward: what the team gets, less what it gets where k alone takes no share,
 
     D_k = G(a) - G(a with s_k = 0)                                                           (4)
 
-which ranks k's actions as G does, others' being as they are, and is 0 for a share of 0.
+which is 0 for a share of 0, and within one round ranks k's shares as G does, others' actions being
+as they are: the second term is the same for all of them. Over an episode its optimum may be
+another: earlier rounds are in both terms, so that the sum over rounds does not telescope to (3)
+where what they gave lasts and fades. What maximises the sum of D_k exactly (toy problems of 2
+classes and 4 rounds, 6 seeds) gets 1.000 of the best return where doses last for good, 0.975 to
+0.997 of it where 0.8 of them are left after a round, 0.949 to 0.984 with 0.5.
 
 **End.** An episode that has had its R rounds is *terminated*: no reward is left. One cut by a
 limit before that is *truncated*: its value goes on, and estimators must bootstrap there.
@@ -273,6 +279,48 @@ def as_multi_agent(environment: Environment, spaces: Any = None) -> MultiAgent:
         for wrappers that ask for their types; None for ours.
     """
     return MultiAgent(environment, spaces or OwnSpaces())
+
+
+class SingleAgent:
+    """An environment in the functional form of gymnax (Lange 2022): one agent acts for all classes.
+
+    An action is the classes' choices one after the other, int [k * heads]; the reward is the
+    team's. `step` resets by itself once the episode is over; `infos` say which end it was. There
+    are no parameters: `params` is taken and left unread, as wrappers pass it on.
+    """
+
+    default_params = None
+
+    def __init__(self, environment: Environment):
+        self.environment = environment
+        self.name = type(environment).__name__
+
+    def observation_space(self, params: Any = None) -> Box:
+        """[k o]."""
+        shape = self.environment.num_agents, len(self.environment.observations)
+        return Box(-jnp.inf, jnp.inf, shape)
+
+    def action_space(self, params: Any = None) -> MultiDiscrete:
+        """[k * heads]."""
+        return MultiDiscrete(self.environment.num_actions * self.environment.num_agents)
+
+    def reset(self, key: Array, params: Any = None) -> tuple[Float[Array, "k o"], Any]:
+        """Observation and state; takes typed and raw keys."""
+        return self.environment.reset(_typed(key))
+
+    def step(
+        self, key: Array, state: Any, action: Int[Array, "a"], params: Any = None
+    ) -> tuple[Float[Array, "k o"], Any, Float[Array, ""], Array, dict[str, Array]]:
+        """One round: observation, state, reward, done, info; the last is followed by the first."""
+        key, fresh = jax.random.split(_typed(key))
+        heads = self.environment.num_actions[1:] and (len(self.environment.num_actions),)
+        chosen = action.reshape(self.environment.num_agents, *heads).astype(jnp.int32)
+        after = self.environment.step(state, chosen, key)
+        over = after.terminated | after.truncated
+        first, last = self.reset(fresh), (after.observation, after.state)
+        observation, state = jax.tree.map(lambda a, b: jnp.where(over, a, b), first, last)
+        ends = {"terminated": after.terminated, "truncated": after.truncated}
+        return observation, state, after.info["team"], over, {**after.info, **ends}
 
 
 def _typed(key: Array) -> PRNGKey:

@@ -8,18 +8,18 @@ agents choose no weight), retention rho in (0, 1], and x_k = 0 at first,
     M = (1 / K) sum_k f_k(x_k)                                                               (3)
     G = M_after - M_before - (c / K) sum_k v_k s_k            (reward of a round)            (4)
 
-The quality q_k of class k's synthetic images is above zero where they help, zero where they are
-useless, below zero where they harm; the gain saturates over tau_k, and overuse costs h_k (public
-results peak near one synthetic image for each real one, and fall after). With rho = 1 the order of
-doses is of no matter; below, what was given early is forgotten and paid for in vain, so that the
-best action changes with r.
+A class's draws are its own here, so that no factor takes from others', and v_k s_k is what
+equation (2) of `environment` prices. The quality q_k of class k's synthetic images is above zero
+where they help, zero where they are useless, below zero where they harm; the gain saturates over
+tau_k, and overuse costs h_k (public results peak near one synthetic image for each real one, and
+fall after). With rho = 1 the order of doses is of no matter; below, what was given early is
+forgotten and paid for in vain, so that the best action changes with r.
 
 The return is a sum over classes, so that the best action sequence is found class by class. Rewards
 and recall can be noisy: they are then those of a measured f_k, of which a noise is drawn anew each
 round; its differences telescope, which leaves the expected return as it is.
 """
 
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -101,11 +101,11 @@ class State:
     round: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@struct.dataclass(eq=False)
 class ToyEnv:
-    """The environment of a problem."""
+    """The environment of a problem; a pytree, hashed by identity."""
 
-    problem: Problem
+    problem: Any
 
     @property
     def num_agents(self) -> int:

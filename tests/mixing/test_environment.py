@@ -107,6 +107,27 @@ def test_spaces_describe_actions_and_observations(env, getkey):
         both.step(getkey(), state, row, state)
 
 
+@pytest.mark.parametrize("weights", [(), (0.5, 1.0, 2.0)])
+def test_in_gymnax_s_form_one_agent_acts_for_all(env, getkey, weights):
+    env = toy.ToyEnv(env.problem.replace(weights=weights, difference=True))
+    alone, key = environment.SingleAgent(env), getkey()
+    observation, state = alone.reset(key, alone.default_params)
+    assert observation.shape == alone.observation_space().shape == (3, len(env.observations))
+    action = alone.action_space(alone.default_params).sample(getkey())
+    assert action.shape == (3 * (1 + bool(weights)),)
+    step = jax.jit(alone.step)
+    for r in range(2):
+        plain = env.step(state, action.reshape(3, -1), key)
+        observation, state, reward, done, info = step(key, state, action, alone.default_params)
+        np.testing.assert_allclose(reward, plain.info["team"], rtol=1e-6)
+        assert reward.shape == done.shape == ()
+        assert bool(done) == bool(info["terminated"]) == (r > 0) and not info["truncated"]
+        if r == 0:
+            np.testing.assert_allclose(observation, plain.observation, rtol=1e-6)
+    np.testing.assert_array_equal(observation, env.reset(key)[0])  # of a new episode
+    assert int(state.round) == 0
+
+
 def test_jaxmarl_wrappers_take_it(env, getkey):
     baselines = pytest.importorskip("jaxmarl.wrappers.baselines")
     spaces = pytest.importorskip("jaxmarl.environments.spaces")

@@ -106,6 +106,20 @@ def test_difference_rewards_compare_with_no_share_in_this_round(problem, getkey)
     assert (own[actions == 0] == 0).all()
 
 
+def test_within_a_round_difference_rewards_rank_shares_as_the_team_s_reward(problem, getkey):
+    """Whatever came before, and whatever the others do; by the same differences."""
+    env = toy.ToyEnv(problem.replace(difference=True, retention=0.8, price=0.05))
+    state = env.reset(getkey())[1]
+    state = env.step(state, jnp.array([2, 1, 2]), getkey()).state
+    others = jnp.array([1, 2, 1])
+    for k in range(3):
+        steps = [env.step(state, others.at[k].set(level), getkey()) for level in range(3)]
+        own = np.array([step.reward[k] for step in steps])
+        team = np.array([step.info["team"] for step in steps])
+        np.testing.assert_allclose(own - own[0], team - team[0], atol=1e-6)
+        assert own[0] == 0 and np.ptp(own) > 1e-4
+
+
 def test_an_episode_ends_by_its_rounds_or_is_cut(problem, getkey):
     actions = np.zeros((3, 3), int)
     whole = play(problem, actions, getkey())[1]

@@ -157,6 +157,8 @@ def _mixing_fields(config: config_lib.Config) -> dict[str, Any]:
     fields = config_lib.key_fields(config.mixing)
     for name in ("head_above", "tail_below", "group_by"):  # whom the policy must not let down
         fields[name] = getattr(config.evaluate, name)
+    if config.mixing.weights and config.mixing.reward.price > 0:
+        fields["priced"] = "draws"  # shares were, whatever the weights
     if config.mixing.environment == "images":
         recipe = config_lib.key_fields(config.classify)
         fields["classifier"] = {name: recipe[name] for name in ("model", "optimizer", "augment")}

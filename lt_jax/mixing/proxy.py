@@ -36,6 +36,7 @@ from lt_jax.runtime import keys, mesh, population
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
 HEAD = Head()
+MEASURED = 256  # images of policy_val in one forward pass of a network, which bounds the memory
 
 
 @struct.dataclass
@@ -58,7 +59,8 @@ class State:
 
 @struct.dataclass(eq=False)
 class ProxyEnv:
-    """A pytree, hashed by identity: pass it through jit, or close over it; made by `make`.
+    """A pytree, hashed by identity, made by `make`: an argument of what is jitted, as the data would
+    be constants of a program that closed over it.
 
     Attributes:
       data: features or images; reference: recall of real images alone after 0 ... R rounds
@@ -166,7 +168,11 @@ class ProxyEnv:
             measured=measured,
             before=state.track.measured,
         )
-        team = potential - state.potential - self.config.reward.price * share.mean()
+        bought = share
+        if self.config.weights:  # of what the class would be drawn without a factor
+            plain = draws.class_weights(data.counts, share, jnp.ones_like(share), self.sampler)
+            bought = share * weight / plain
+        team = potential - state.potential - self.config.reward.price * bought.mean()
         return State(params, optimizer, track, potential, state.round + 1), team
 
     def fit(
@@ -210,7 +216,9 @@ class ProxyEnv:
         def without(label: Array) -> Array:
             return self.train_round(state, share.at[label].set(0.0), factor, key)[1]
 
-        return population.over(without, jnp.arange(self.num_agents), self.together)
+        # In pixels one by one: `together` episodes may be doing so at once.
+        together = min(self.together, 1) if self.data.kind == "images" else self.together
+        return population.over(without, jnp.arange(self.num_agents), together)
 
     @property
     def _trained(self) -> Classifier:
@@ -219,8 +227,21 @@ class ProxyEnv:
         return self.classifier.make(config.proxy, shape, self.num_agents, steps)
 
     def _measure(self, params: Any) -> rewards.Measured:
-        probabilities = jax.nn.softmax(self._trained.apply(params, self.data.policy_val, None))
-        return rewards.measure(probabilities, self.data.policy_val_labels)
+        logits = self._logits(params, self.data.policy_val)
+        return rewards.measure(jax.nn.softmax(logits), self.data.policy_val_labels)
+
+    def _logits(self, params: Any, inputs: Array) -> Array:
+        """Of inputs [n ...], measured; images in parts of equal size, `MEASURED` at most."""
+        forward = lambda part: self._trained.apply(params, part, None)
+        count = len(inputs)
+        if self.data.kind == "features" or count <= MEASURED:
+            return forward(inputs)
+        parts = -(-count // MEASURED)
+        size = -(-count // parts)
+        rows = jnp.arange(parts * size) % count  # the last part is filled up
+        held = inputs[rows].reshape(parts, size, *inputs.shape[1:])
+        logits = jax.lax.map(forward, held)
+        return logits.reshape(parts * size, -1)[:count]
 
     def _potential(self, measured: rewards.Measured, round: Array) -> Array:
         reward = self.config.reward

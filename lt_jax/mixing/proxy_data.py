@@ -24,6 +24,7 @@ from lt_jax.shapes import Array, Bool, Float, Int, UInt8
 
 # Deviation of a feature, over the largest of any, from which on it varies: below is rounding.
 LEAST_DEVIATION = 1e-5
+AT_ONCE = 2**22  # pixels that are made numbers of double precision at once: 32 MiB
 
 # Features [n d], or images [n h w c]; `_check` says what is wrong with others.
 Inputs = Float[np.ndarray, "..."] | UInt8[np.ndarray, "..."]
@@ -126,14 +127,15 @@ def collect(
         mean, inverse = _standardisation(real)
         standard = [((each - mean[None]) * inverse[None]) for each in standard]
     kept = np.uint8 if real.dtype == np.uint8 else np.float32
-    rows = [standard[0][np.argsort(real_labels, kind="stable")]]
-    rows += [standard[1][np.argsort(synthetic_labels, kind="stable")]]
+    features = np.empty((len(real) + len(synthetic), *real.shape[1:]), kept)
+    features[: len(real)] = standard[0][np.argsort(real_labels, kind="stable")]
+    features[len(real) :] = standard[1][np.argsort(synthetic_labels, kind="stable")]
     sizes = np.stack([counts, pool])
     starts = np.cumsum(sizes.ravel()) - sizes.ravel()
     if fidelity is None:
         fidelity = _fidelity(standard[0], real_labels, standard[1], synthetic_labels, pool)
     return ProxyData(
-        features=jnp.asarray(np.concatenate(rows), kept),
+        features=jnp.asarray(features),
         starts=jnp.asarray(starts.reshape(sizes.shape), jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
         policy_val=jnp.asarray(standard[2], kept),
@@ -169,7 +171,7 @@ def _check(
         raise ProxyError(
             f"proxy: label {labels[row]} in {where}, row {row}; takes 0 to {num_classes - 1}"
         )
-    if not np.isfinite(inputs).all():
+    if not images and not np.isfinite(inputs).all():
         raise ProxyError(
             f"proxy: the features of {where} are not finite; the extractor diverged: lower its "
             "learning rate"
@@ -183,9 +185,17 @@ def _standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return exact.mean(axis=0), varies / np.where(varies, deviation, 1.0)
 
 
+def _parts(features: np.ndarray) -> list[slice]:
+    """Rows [n d] to calculate with at once: pixels some at a time, as they grow eightfold."""
+    size = AT_ONCE // features.shape[1] if features.dtype == np.uint8 else len(features)
+    return [slice(at, at + max(1, size)) for at in range(0, len(features), max(1, size))]
+
+
 def _class_means(features: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    member = np.eye(num_classes)[labels]
-    return member.T @ features / np.maximum(member.sum(0), 1)[:, None]
+    sums = np.zeros((num_classes, features.shape[1]))
+    for rows in _parts(features):
+        sums += np.eye(num_classes)[labels[rows]].T @ features[rows]
+    return sums / np.maximum(np.bincount(labels, minlength=num_classes), 1)[:, None]
 
 
 def _fidelity(
@@ -198,7 +208,9 @@ def _fidelity(
     """Equation (1); of images, the pixels are the features."""
     real, synthetic = (each.reshape(len(each), real[0].size) for each in (real, synthetic))
     means = _class_means(real, real_labels, len(pool))
-    spread = np.square(real - means[real_labels]).sum(-1).mean()
+    parts = _parts(real)
+    squares = [np.square(real[rows] - means[real_labels[rows]]).sum(-1) for rows in parts]
+    spread = np.concatenate(squares).mean()
     away = np.square(means - _class_means(synthetic, synthetic_labels, len(pool))).sum(-1)
     return 1 / (1 + away / (spread or 1.0))  # 0 where each class has a single image
 

@@ -134,6 +134,25 @@ def test_zero_shares_are_real_images_alone_bit_for_bit(getkey):
     assert not np.array_equal(mixed[0].params["head"]["kernel"], ours[0].params["head"]["kernel"])
 
 
+def test_policy_val_is_measured_in_parts_alike(getkey, monkeypatch):
+    env = plain()
+    params = env.reset(getkey())[1].params
+    whole = env._logits(params, env.data.policy_val)
+    monkeypatch.setattr(proxy, "MEASURED", 3)  # of seven
+    assert "scan[" in str(jax.make_jaxpr(env._logits)(params, env.data.policy_val))
+    close(env._logits(params, env.data.policy_val), whole)
+    assert len(whole) == 7
+
+
+def test_fidelity_and_rows_are_the_same_in_parts(monkeypatch):
+    given = arrays()
+    whole = proxy_data.collect(**given)
+    monkeypatch.setattr(proxy_data, "AT_ONCE", 3 * 16)  # three images
+    parts = proxy_data.collect(**given)
+    np.testing.assert_allclose(parts.fidelity, whole.fidelity, rtol=1e-6)
+    equal(parts.features, whole.features)
+
+
 def test_policy_val_is_never_trained_on(getkey):
     key, given = getkey(), arrays()
     moved = make({**given, "policy_val": 255 - given["policy_val"]})

@@ -144,6 +144,24 @@ def test_rewards_add_up_to_what_the_classifier_became(getkey):
     np.testing.assert_allclose(start.potential, 1 / 3, rtol=1e-6)  # zeros predict all alike
 
 
+def test_a_factor_is_paid_for_by_the_images_that_it_draws(getkey):
+    """And not where all classes have the same one, which changes no draw."""
+    config = dataclasses.replace(CONFIG, reward=RewardConfig(price=0.1), weights=(1.0, 3.0))
+    env, key = make(config), getkey()
+    free = env.replace(config=dataclasses.replace(config, reward=RewardConfig(price=0.0)))
+    state, share = env.reset(key)[1], jnp.array([0.5, 0.0, 0.8])
+    team = jax.jit(lambda env, factor: env.train_round(state, share, factor, key)[1])
+
+    def drawn(factor):
+        weight = draws.class_weights(env.data.counts, share, factor, "instance")
+        return weight / draws.class_weights(env.data.counts, share, jnp.ones(3), "instance")
+
+    for factor in (jnp.ones(3), jnp.full(3, 3.0), jnp.array([1.0, 1.0, 3.0])):
+        paid = team(free, factor) - team(env, factor)
+        np.testing.assert_allclose(paid, 0.1 * (share * drawn(factor)).mean(), rtol=1e-4)
+    assert drawn(jnp.full(3, 3.0))[2] == pytest.approx(1, rel=1e-5) and drawn(factor)[2] > 1.5
+
+
 def test_the_reference_is_the_recall_of_real_images_alone(getkey):
     env = make(dataclasses.replace(CONFIG, reward=REWARD))
     runs = jax.random.split(keys.stream(keys.root(0), "reference"), 2)

@@ -23,13 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import MixingConfig
+from lt_jax.config import Config, MixingConfig
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.mixing import (
     classifiers,
     comparison,
     controllers,
+    costs,
     learn,
     learned,
     networks,
@@ -75,39 +76,44 @@ class Learnt:
 def run(folder: pathlib.Path, context: Context) -> Ledger:
     """Learns, or goes on learning; writes policies, schedules, curves and comparisons."""
     config = context.config.mixing
-    costs = Ledger()
-    clock = Clock(costs)
+    total = Ledger()
+    clock = Clock(total)
     data = proxy_data(context)
     env = _environment(context, data)
     learner = learn.Learner(
         config.policy, env, config.reward.difference, config.together, context.mesh
     )
     clock.read()
-    training, spent = _learn(learner, folder, context)
-    clock = Clock(costs)
+    training, learning = _learn(learner, folder, context)
+    clock = Clock(total)
     policies = jax.vmap(lambda state: state.policy)(mesh.fetch(training.states))
     checkpoint.save_tree(folder / "policies", Learnt(policies, _standing(data)))
     _save(folder / "curves.json", _curves(config.policy.seeds, training))
+    rival = learner.of(_paying_the_team(env))
     found = [
-        _compare(learner, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
+        _compare(rival, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
         for s, seed in enumerate(config.policy.seeds)
     ]
     for seed, (schedules, _) in zip(config.policy.seeds, found, strict=True):
         for rule, rounds in schedules.items():
             _save(folder / "schedules" / f"{rule}_{seed}.json", rounds)
+    spent = _spent(learner, config, schedules=len(found[0][1]["returns"]) - 1)
     told = {
         "seeds": list(config.policy.seeds),
         "classes": context.data[0].classes,
         "observations": list(env.observations),
         "trainings": config.policy.updates * config.policy.episodes,
         "reference_runs": config.reference_runs,
+        "spent": spent,
         "returns": _by_name([held["returns"] for _, held in found]),
         "importance": [held["importance"] for _, held in found],
     }
     _save(folder / "proxy.json", told)
     clock.read()
-    costs.add(spent)
-    return costs
+    total.add(learning)
+    for part in ("reference", "search", "comparison"):
+        total.add(Ledger(images=int(spent[part]["images"]), flops=spent[part]["flops"]))
+    return total
 
 
 def controller(
@@ -136,16 +142,18 @@ def controller(
 def proxy_data(context: Context) -> ProxyData:
     """Train, policy_val and accepted synthetic images, as the environment's classifier reads them.
 
-    Raises ProxyError where features are not finite, MixtureError where policy_val lacks a class.
+    Raises MixtureError where no image is accepted or policy_val lacks a class, ProxyError where
+    features are not finite.
     """
     manifest, _ = context.data
     pool = PoolReader(context.folder("synthesize"), manifest.sha256)
+    counts = tuple(len(rows) for rows in context.train_rows)
+    supply = controllers.Supply(counts, tuple(pool.counts().tolist()))
+    supply.mix_shares(np.zeros(len(counts)))  # of an empty pool no arm could use what is learned
     accepted = np.flatnonzero(pool.columns["verdict"] == "accepted")
     train, labels = _shown(context, "train")
     policy_val, policy_val_labels = _shown(context, "policy_val")
-    if not len(accepted):
-        made = train[:0]
-    elif context.config.mixing.environment == "images":
+    if context.config.mixing.environment == "images":
         made = np.asarray(pool[accepted])
     else:
         extractor = context.classifier_params("extractor", context.config.extractor.model)
@@ -204,26 +212,28 @@ def _learn(
 ) -> tuple[Training, Ledger]:
     """All updates of all seeds, from the newest checkpoint on; SIGTERM saves and stops."""
     config = learner.config
-    each = _cost(learner, context.config.mixing)
-    update = _update(learner, context.mesh)
+    played = len(config.seeds) * config.episodes
+    env: Any = learner.environment
+    each = costs.times(costs.episode(env), played)
+    update, env = _update(learner, context.mesh), mesh.replicate(env, context.mesh)
     with contextlib.closing(checkpoint.Checkpointer(folder / "checkpoints")) as checkpoints:
-        start, training, costs = 0, _fresh(learner, context.mesh), Ledger()
+        start, training, ledger = 0, _fresh(learner, context.mesh), Ledger()
         if held := checkpoints.restore(training):
             start, training, note = held
-            costs = Ledger.of(note["ledger"])
-        clock = Clock(costs)
+            ledger = Ledger.of(note["ledger"])
+        clock = Clock(ledger)
         with (
             contextlib.closing(metrics.MetricWriter(folder, {"stage": "mixing"}, start)) as writer,
             progress.Progress("mixing", config.updates, "update", start) as bar,
         ):
             for n in range(start, config.updates):
-                states, told = update(training.states)
+                states, told = update(training.states, env)
                 training = Training(states, training.curves)
                 for name, values in mesh.fetch(told).items():
                     training.curves[name][:, n] = values
                 means = {name: float(v[:, n].mean()) for name, v in training.curves.items()}
-                _check(training.curves["return_mean"][:, n], n)
-                costs.add(each)
+                _check(training.curves["return_mean"][:, n], n, context.config)
+                ledger.add(each)
                 done = n + 1
                 bar.update(done, returned=means["return_mean"])
                 last = done == config.updates
@@ -232,21 +242,27 @@ def _learn(
                 if done % SAVE_EVERY == 0 or last or faults.stopping():
                     clock.read()
                     finite.require(training.states, f"mixing, update {done}")
-                    checkpoints.save(done, training, {"ledger": vars(costs)})
+                    checkpoints.save(done, training, {"ledger": vars(ledger)})
                     faults.raise_if_stopping(f"mixing, update {done}")
-    return training, costs
+    return training, ledger
 
 
-def _update(learner: learn.Learner, device_mesh: Mesh) -> Callable[[Any], tuple[Any, Any]]:
-    """An update of all seeds: seeds shared by the devices, or else the episodes of each."""
-    # One seed after the other where classifiers must be: a vmap over seeds is one over them, too.
-    one_by_one = min(learner.together, 1)
+def _update(learner: learn.Learner, device_mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
+    """An update of all seeds, from their states and the environment.
+
+    Seeds are shared by the devices, or else the episodes of each.
+    """
+    # One seed after the other where classifiers must be, as in pixels: a vmap over seeds is one
+    # over them, too.
+    env: Any = learner.environment
+    one_by_one = 1 if env.data.kind == "images" else min(learner.together, 1)
     over_devices = None
     if population.splits(len(learner.config.seeds), device_mesh):
         over_devices, learner = device_mesh, dataclasses.replace(learner, device_mesh=None)
 
-    def update(states: Any) -> tuple[Any, Any]:
-        return population.over(learner.update, states, one_by_one, over_devices)
+    def update(states: Any, env: proxy.ProxyEnv) -> tuple[Any, Any]:
+        one = lambda state, env: learner.of(env).update(state)
+        return population.over(one, states, one_by_one, over_devices, (env,))
 
     whole = mesh.replicated(device_mesh)
     return jax.jit(update, in_shardings=whole, out_shardings=whole, donate_argnums=0)
@@ -264,25 +280,41 @@ def _fresh(learner: learn.Learner, device_mesh: Mesh) -> Training:
     return Training(states, {name: np.full(shape, np.nan, np.float32) for name in names})
 
 
-def _check(returned: Float[np.ndarray, "s"], update: int) -> None:
+def _check(returned: Float[np.ndarray, "s"], update: int, config: Config) -> None:
     if not np.isfinite(returned).all():
+        pixels = config.mixing.environment == "images"
+        trains = "classify.optimizer" if pixels else "mixing.proxy"
         raise faults.NonFiniteError(
             f"mixing: the return of update {update} is not finite (by seed: {returned.tolist()}); "
-            "lower config.mixing.proxy.learning_rate or config.mixing.policy.learning_rate"
+            f"lower config.{trains}.learning_rate or config.mixing.policy.learning_rate"
         )
 
 
-def _cost(learner: learn.Learner, mixing: MixingConfig) -> Ledger:
-    """Of an update, of all seeds: rows that its classifiers are trained on, and their arithmetic.
+def _paying_the_team(env: proxy.ProxyEnv) -> proxy.ProxyEnv:
+    """The environment for whoever reads no agent's own reward, which would be trained for."""
+    reward = dataclasses.replace(env.config.reward, difference=False)
+    config = dataclasses.replace(env.config, reward=reward)
+    return dataclasses.replace(env, config=config)
 
-    That is taken as 6 FLOPs a weight and row: forward, and two products backward.
-    """
-    config, env = learner.config, learner.environment
-    each = env.rounds * mixing.proxy.minibatches * mixing.proxy.batch_size
-    rows = len(config.seeds) * config.episodes * each
-    example = jax.eval_shape(env.reset, keys.root(0))[1]
-    weights = sum(leaf.size for leaf in jax.tree.leaves(example.params))
-    return Ledger(images=rows, flops=6.0 * weights * rows)
+
+def _spent(
+    learner: learn.Learner, mixing: MixingConfig, schedules: int
+) -> dict[str, dict[str, float]]:
+    """Episodes, rows trained on and FLOPs (see `costs`) of all seeds, by what they were for."""
+    env: Any = learner.environment
+    seeds = len(mixing.policy.seeds)
+    plain, learning = costs.training(env), costs.episode(env)
+    played = mixing.policy.updates * mixing.policy.episodes
+    parts = {
+        "reference": (mixing.reference_runs, plain),
+        "learning": (seeds * played, learning),
+        "search": (seeds * played, plain),
+        "comparison": (seeds * comparison.episodes(learner, schedules), plain),
+    }
+    return {
+        name: {"episodes": number, "images": number * each.images, "flops": number * each.flops}
+        for name, (number, each) in parts.items()
+    }
 
 
 def _curves(seeds: tuple[int, ...], training: Training) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,10 +16,10 @@ from lt_jax import pipeline, policy_learning, preflight, stages
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
-from lt_jax.mixing import controllers, learned
+from lt_jax.mixing import controllers, costs, learn, learned
 from lt_jax.mixing.classifiers import Network
 from lt_jax.mixing.mixture import Feedback, MixtureError
-from lt_jax.runtime import checkpoint, faults, metrics
+from lt_jax.runtime import checkpoint, faults, keys, mesh, metrics
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -120,9 +122,23 @@ def test_what_it_tells_of_the_policies(finished):
     assert told["trainings"] == 12
     fixed = {f"fixed {share:g}" for share in config.levels}
     assert set(told["returns"]) == {"policy", "policy_schedule", "random_search"} | fixed
-    costs = finished.store.ledger(finished.context().specs["mixing"])
-    # seeds x updates x episodes x rounds x minibatches x batch
-    assert costs.images == 2 * 3 * 4 * 2 * 2 * 8
+    spent = finished.store.ledger(finished.context().specs["mixing"])
+    episodes = {
+        "reference": 1,
+        "learning": 2 * 3 * 4,  # seeds x updates x episodes
+        "search": 2 * 3 * 4,
+        # seeds x (greedy, 32 of the policy and each of seven schedules, an update's)
+        "comparison": 2 * (1 + 32 * (1 + 7) + 4),
+    }
+    assert {name: part["episodes"] for name, part in told["spent"].items()} == episodes
+    for name, number in episodes.items():
+        assert told["spent"][name]["images"] == number * 2 * 2 * 8  # rounds x minibatches x batch
+    for name in ("images", "flops"):
+        parts = sum(part[name] for part in told["spent"].values())
+        np.testing.assert_allclose(getattr(spent, name), parts, rtol=1e-6)
+    # Of each weight and row a product forward and one backward, and of logits some more.
+    weights = 10 * (finished.config.extractor.model.vit.width + 1)
+    assert 4 * weights < spent.flops / spent.images < 8 * weights
 
 
 @pytest.mark.parametrize("stop", [1, 2])
@@ -186,17 +202,69 @@ def test_test_and_val_images_are_not_asked_for(finished, monkeypatch):
         assert set(asked) == allowed
 
 
-def test_policies_are_learned_in_pixels_too(finished):
-    """By the network, optimiser and augmentation of the arms."""
+def test_policies_are_learned_in_pixels_too(finished, tmp_path):
+    """By the network, optimiser and augmentation of the arms, in two updates."""
     context = finished.context()
-    mixing = dataclasses.replace(context.config.mixing, environment="images")
+    mixing = context.config.mixing
+    policy = dataclasses.replace(
+        mixing.policy, algorithm="reinforce", updates=2, episodes=2, seeds=(0,)
+    )
+    proxy = dataclasses.replace(mixing.proxy, minibatches=1)
+    mixing = dataclasses.replace(mixing, environment="images", policy=policy, proxy=proxy)
     config = dataclasses.replace(context.config, mixing=mixing)
-    context = dataclasses.replace(context, config=config)
+    context = dataclasses.replace(context, config=config, mesh=mesh.make_mesh(1))
     env = policy_learning._environment(context, policy_learning.proxy_data(context))
-    recipe = config.classify
+    recipe = context.config.classify
     assert env.classifier == Network(recipe.model, recipe.optimizer, recipe.augment)
     assert env.data.features.shape[1:] == context.image_shape
     assert np.isfinite(env.reference).all()
+    learner = learn.Learner(policy, env, device_mesh=context.mesh)
+    fresh = policy_learning._fresh(learner, context.mesh).states
+    before = mesh.fetch(jax.vmap(lambda state: state.policy)(fresh)).params
+    training, ledger = policy_learning._learn(learner, tmp_path, context)
+    assert training.states.updates.tolist() == [2]
+    assert np.isfinite(training.curves["return_mean"]).all()
+    after = jax.tree.leaves(training.states.actor.params)
+    pairs = zip(jax.tree.leaves(before), after, strict=True)
+    assert any(np.any(np.asarray(new) != old) for old, new in pairs)
+    assert ledger.images == 2 * 2 * 2 * 8  # updates x episodes x rounds x batch
+    fresh = jax.eval_shape(env.reset, keys.root(0))[1].params
+    weights = sum(leaf.size for leaf in jax.tree.leaves(fresh))
+    assert ledger.flops > 6 * weights * ledger.images  # each patch meets the weights of its layers
+
+
+def test_difference_rewards_cost_a_training_more_for_each_class(finished):
+    context = finished.context()
+    env = policy_learning._environment(context, policy_learning.proxy_data(context))
+    reward = dataclasses.replace(env.config.reward, difference=True)
+    own = env.replace(config=dataclasses.replace(env.config, reward=reward))
+    one, more = costs.episode(env), costs.episode(own)
+    assert (more.images, more.flops) == (11 * one.images, 11 * one.flops)
+    assert costs.episode(policy_learning._paying_the_team(own)) == one == costs.training(own)
+
+
+def test_data_are_no_constants_of_the_program_that_learns(finished):
+    context = finished.context()
+    env = policy_learning._environment(context, policy_learning.proxy_data(context))
+
+    def text(times):
+        many = jnp.tile(env.data.features, (times, 1))
+        other = env.replace(data=env.data.replace(features=many))
+        learner = learn.Learner(context.config.mixing.policy, other)
+        states = policy_learning._fresh(learner, context.mesh).states
+        return policy_learning._update(learner, context.mesh).lower(states, other).as_text()
+
+    assert abs(len(text(20)) - len(text(1))) < 1000
+
+
+def test_what_is_not_finite_names_the_rate_that_trained_it(finished):
+    bad = np.array([0.1, np.nan])
+    for environment, named in (("features", "mixing.proxy"), ("images", "classify.optimizer")):
+        mixing = dataclasses.replace(finished.config.mixing, environment=environment)
+        config = dataclasses.replace(finished.config, mixing=mixing)
+        rate = rf"update 3 is not finite .* lower config\.{named}\.learning_rate or"
+        with pytest.raises(faults.NonFiniteError, match=rate):
+            policy_learning._check(bad, 3, config)
 
 
 def without_threes(manifest):
@@ -239,6 +307,32 @@ def test_who_learns_needs_every_class_in_policy_val(arm, learns, finished):
         preflight.check_counts(config, without_threes(manifest))
 
 
+def test_an_empty_pool_is_refused_before_a_policy_is_learned(finished, tmp_path, monkeypatch):
+    empty = types.SimpleNamespace(counts=lambda: np.zeros(10, int))
+    monkeypatch.setattr(policy_learning, "PoolReader", lambda *_: empty)
+    with pytest.raises(MixtureError, match="the pool has no accepted one; loosen synthesize"):
+        policy_learning.run(tmp_path, finished.context())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_the_proxy_cannot_have_is_said(capsys):
+    config = tiny()
+    with config.unlocked():
+        config.classify.arms = config_lib.arms(
+            ce={},
+            focal={"controller": "policy", "loss": "focal"},
+            balanced={"controller": "shuffled", "of": "policy", "experts": 2},
+            experts={"controller": "policy_schedule", "experts": 2, "expert_loss": "balpoe"},
+        )
+    config = pipeline.Pipeline(config, pathlib.Path("unused")).config
+    preflight.check_stages(config, ["mixing"], preflight.vocabulary(config))
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mixing")]
+    assert sorted(said) == [
+        "mixing: the arm experts trains with balpoe, its policy with cross_entropy",
+        "mixing: the arm focal trains with focal, its policy with cross_entropy",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -246,6 +340,15 @@ def test_who_learns_needs_every_class_in_policy_val(arm, learns, finished):
         ({"mixing": {"levels": (0.0, 0.0, 0.4)}}, r"mixing\.levels: .* that differ"),
         ({"mixing": {"rounds": 3}}, r"classify\.rounds: got 2, .* learned for 3"),
         ({"mixing": {"sampler": "balanced"}}, r"sampler: got instance, .* under balanced"),
+        (
+            {"mixing": {"proxy": {"loss": "balanced_softmax"}}},
+            r"arms\.live\.loss: got cross_entropy, .* balanced_softmax; .*proxy\.loss alike",
+        ),
+        (
+            {"mixing": {"policy": {"seeds": (0, 1, 0)}}},
+            r"policy\.seeds: got \(0, 1, 0\); .* differ",
+        ),
+        ({"mixing": {"policy": {"seeds": ()}}}, r"policy\.seeds: got \(\); .* one or more"),
         ({"data": {"split": {"policy_val": 0.0}}}, r"`policy` learns from the split policy_val"),
     ],
 )

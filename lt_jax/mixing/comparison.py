@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +23,33 @@ SHUFFLES = 4  # of each observation
 Parts = Int[np.ndarray, "r k p"]  # of a schedule: level, and weight where there are any
 
 
+def episodes(learner: Learner, schedules: int) -> int:
+    """Played for one policy that is set beside so many schedules; without the search for one."""
+    return 1 + (1 + schedules) * COMPARED + learner.config.episodes
+
+
 def greedy_schedule(learner: Learner, policy: Policy, key: PRNGKey) -> Parts:
     """What the policy chooses in one greedy episode of its environment."""
-    return np.asarray(jax.jit(_greedy(learner, policy))(key).action)
+    episode = jax.jit(lambda env, policy, key: _greedy(learner.of(env), policy)(key).action)
+    return np.asarray(episode(learner.environment, policy, key))
 
 
 def searched_schedule(learner: Learner, key: PRNGKey) -> Parts:
-    """The best of as many random schedules as the policy had trainings."""
+    """The best of as many random schedules as the policy had trainings.
+
+    Raises NonFiniteError where every one of them got NaN.
+    """
     env, config = learner.environment, learner.config
     trainings, together = config.updates * config.episodes, learner.together or search.CHUNK
     at = learner.device_mesh
-    found = jax.jit(lambda key: search.random_search(env, key, trainings, together, at)[0])(key)
-    return mesh.fetch(found).reshape(env.rounds, env.num_agents, len(env.num_actions))
+    best = jax.jit(lambda env, key: search.random_search(env, key, trainings, together, at))
+    found, measured = mesh.fetch(best(env, key))
+    if np.isnan(measured).all():
+        raise faults.NonFiniteError(
+            f"mixing: random search got no finite return in {trainings} trainings of the proxy; "
+            "lower its learning rate"
+        )
+    return found.reshape(env.rounds, env.num_agents, len(env.num_actions))
 
 
 def fixed_schedules(env: Environment, mixing: MixingConfig) -> dict[str, Parts]:
@@ -52,20 +68,23 @@ def returns(
 ) -> dict[str, dict[str, float]]:
     """The team's return by rule: mean, sample deviation and number of the same fresh episodes."""
     env = learner.environment
-    episodes = jax.random.split(key, COMPARED)
-
-    def team(episode: Callable[[PRNGKey], rollout.Episodes]) -> Float[Array, "n"]:
-        total = lambda at: episode(at).team.sum()
-        return population.over(total, episodes, learner.together, learner.device_mesh)
+    together, devices = learner.together, learner.device_mesh
+    turns = jax.random.split(key, COMPARED)
 
     @jax.jit
-    def replayed(actions: Int[Array, "r k *heads"]) -> Float[Array, "n"]:
-        return team(lambda at: rollout.replay(env, actions, at))
+    def lived(*given: Any) -> Float[Array, "n"]:
+        team = lambda at, env, policy: _greedy(learner.of(env), policy)(at).team.sum()
+        return population.over(team, turns, together, devices, given)
 
-    found = {"policy": jax.jit(lambda: team(_greedy(learner, policy)))()}
+    @jax.jit
+    def replayed(*given: Any) -> Float[Array, "n"]:
+        team = lambda at, env, actions: rollout.replay(env, actions, at).team.sum()
+        return population.over(team, turns, together, devices, given)
+
+    found = {"policy": lived(env, policy)}
     for name, parts in schedules.items():
         faults.check("a comparison of schedules")
-        found[name] = replayed(parts if env.num_actions[1:] else parts[..., 0])
+        found[name] = replayed(env, parts if env.num_actions[1:] else parts[..., 0])
     found = mesh.fetch(found)
     return {
         name: {"mean": float(values.mean()), "std": float(values.std(ddof=1)), "n": COMPARED}
@@ -83,19 +102,20 @@ def importance(learner: Learner, policy: Policy, key: PRNGKey) -> list[float]:
     learner = dataclasses.replace(learner, device_mesh=None)  # what follows is not split
     seen = learner.episodes(policy, keys.stream(key, "episodes")).observation[:-1]
     before = networks.logits(actor, policy, seen)
+    draws = jax.random.split(keys.stream(key, "shuffles"), SHUFFLES)
 
-    def moved(feature: Int[Array, ""], at: PRNGKey) -> Float[Array, ""]:
-        order = jax.random.permutation(at, seen[..., 0].size)
-        column = jnp.take(seen, feature, axis=-1)
-        other = seen.at[..., feature].set(column.ravel()[order].reshape(column.shape))
-        return networks.divergence(before, networks.logits(actor, policy, other)).mean()
+    @jax.jit
+    def each(seen: Float[Array, "t n k o"], before: networks.PerPart) -> Float[Array, "o"]:
+        def moved(feature: Int[Array, ""], at: PRNGKey) -> Float[Array, ""]:
+            order = jax.random.permutation(at, seen[..., 0].size)
+            column = jnp.take(seen, feature, axis=-1)
+            other = seen.at[..., feature].set(column.ravel()[order].reshape(column.shape))
+            return networks.divergence(before, networks.logits(actor, policy, other)).mean()
 
-    def mean(feature: Int[Array, ""]) -> Float[Array, ""]:
-        draws = jax.random.split(keys.stream(key, "shuffles"), SHUFFLES)
-        return jax.vmap(moved, (None, 0))(feature, draws).mean()
+        mean = lambda feature: jax.vmap(moved, (None, 0))(feature, draws).mean()
+        return jax.lax.map(mean, jnp.arange(seen.shape[-1]))
 
-    each = jax.jit(functools.partial(jax.lax.map, mean))
-    return each(jnp.arange(seen.shape[-1])).tolist()
+    return each(seen, before).tolist()
 
 
 def entries(mixing: MixingConfig, schedule: Parts) -> list[dict[str, list[float]]]:

@@ -117,6 +117,13 @@ class Learner:
                 f"{samples} steps of an update (episodes x rounds); take fewer, or more episodes"
             )
 
+    def of(self, environment: Any) -> "Learner":
+        """The same in `environment`, which a jitted function is given as its argument.
+
+        Of one that it closes over, all data would be constants of the program.
+        """
+        return dataclasses.replace(self, environment=environment)
+
     @property
     def _mappo(self) -> bool:
         return self.config.algorithm == "mappo"
@@ -185,12 +192,13 @@ class Learner:
         """What an update of key `fold_in(root, updates)` plays."""
         act = networks.make_act(self.config, self.environment.num_actions)
 
-        def one(key: PRNGKey) -> Episodes:
+        def one(key: PRNGKey, environment: Any, policy: Policy) -> Episodes:
             choose = lambda observation, at: act(policy, observation, at, False)
-            return play(self.environment, choose, key)
+            return play(environment, choose, key)
 
         turns = jax.random.split(keys.stream(key, "episodes"), self.config.episodes)
-        played = population.over(one, turns, self.together, self.device_mesh)
+        shared = self.environment, policy
+        played = population.over(one, turns, self.together, self.device_mesh, shared)
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), played)
 
     def _learn_reinforce(

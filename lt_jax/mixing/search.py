@@ -9,6 +9,8 @@ that was trained on m episodes: m classifier trainings (Bergstra and Bengio 2012
 "Random search for hyper-parameter optimization").
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -41,16 +43,18 @@ def random_search(
 
     Returns:
       Actions of `environment.rounds` rounds, [r k] or with weights [r k 2], the first of those that
-      are equally good; and the team's undiscounted return of each schedule, in the order of i.
+      are equally good; NaN is worse than any. And the team's undiscounted return of each schedule,
+      in the order of i.
     """
 
-    def measure(index: Int[Array, ""]) -> Float[Array, ""]:
+    def measure(index: Int[Array, ""], env: Any, key: PRNGKey) -> Float[Array, ""]:
         turns = jax.random.fold_in(keys.stream(key, "episodes"), index)
-        return replay(environment, schedule(environment, key, index), turns).team.sum()
+        return replay(env, schedule(env, key, index), turns).team.sum()
 
-    indices = jnp.arange(trainings)
-    returns = population.over(measure, indices, together, device_mesh)
-    return schedule(environment, key, returns.argmax()), returns
+    indices, shared = jnp.arange(trainings), (environment, key)
+    returns = population.over(measure, indices, together, device_mesh, shared)
+    best = jnp.where(jnp.isnan(returns), -jnp.inf, returns).argmax()
+    return schedule(environment, key, best), returns
 
 
 def schedule(

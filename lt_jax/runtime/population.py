@@ -218,37 +218,42 @@ def _folded(keys: Any, n: Any) -> Any:
 
 
 def over(
-    function: Callable[[Any], PyTree],
+    function: Callable[..., PyTree],
     members: PyTree,
     together: int = 0,
     device_mesh: Mesh | None = None,
+    shared: tuple[Any, ...] = (),
 ) -> PyTree:
     """`function` of each member, stacked.
 
     Args:
-      function: of one member; pure.
+      function: of one member, and of what is `shared`; pure.
       members: arrays with a leading axis [n ...], such as keys [n].
       together: members in one batch of `vmap`; batches follow each other in a loop. 0: all at
         once, without a loop, as are members that are no more than `together`.
       device_mesh: over whose devices the members are split, `together` of them on each; None, or a
         number of members that they do not divide: every device has all.
+      shared: what all members are given, pytrees where members are split. Traced arrays belong
+        here: what lies on a mesh already cannot be closed over by what is split over it.
 
     Returns:
       What `function` returns, with a leading axis [n ...].
     """
     count = jax.tree.leaves(members)[0].shape[0]
     if splits(count, device_mesh):
-        here = lambda own: over(function, own, together)
+        here = lambda own, *shared: over(function, own, together, shared=shared)
+        specs = (mesh.ROWS, *(PartitionSpec() for _ in shared))
         # Unchecked: nothing that comes out is said to be the same on all devices.
         return jax.shard_map(
-            here, mesh=device_mesh, in_specs=mesh.ROWS, out_specs=mesh.ROWS, check_vma=False
-        )(members)
+            here, mesh=device_mesh, in_specs=specs, out_specs=mesh.ROWS, check_vma=False
+        )(members, *shared)
+    each = lambda member: function(member, *shared)
     if together == 1 == count:
-        alone = function(jax.tree.map(lambda leaf: leaf[0], members))
+        alone = each(jax.tree.map(lambda leaf: leaf[0], members))
         return jax.tree.map(lambda leaf: leaf[None], alone)
     if together == 0 or 1 < count <= together:
-        return jax.vmap(function)(members)
-    return jax.lax.map(function, members, batch_size=together if together > 1 else None)
+        return jax.vmap(each)(members)
+    return jax.lax.map(each, members, batch_size=together if together > 1 else None)
 
 
 def splits(count: int, device_mesh: Mesh | None) -> bool:

@@ -38,6 +38,21 @@ def test_it_returns_what_each_schedule_earns_and_the_best_of_them(getkey):
     assert max(expected) <= toy.oracle(environment.problem)[1] + 1e-9
 
 
+def test_what_was_not_measured_is_not_the_best(getkey):
+    """A classifier that diverged returns NaN, which `argmax` takes for the largest."""
+
+    class Diverging(toy.ToyEnv):
+        def step(self, state, action, key):
+            after = super().step(state, action, key)
+            team = jnp.where(action[0] == 0, jnp.nan, after.info["team"])
+            return after.replace(info={**after.info, "team": team})
+
+    environment, key = Diverging(environment_of(getkey()).problem), getkey()
+    best, returns = searching(environment)(key)
+    assert np.isnan(returns).any() and (np.asarray(best)[:, 0] != 0).all()
+    np.testing.assert_array_equal(best, drawn(environment, key, TRAININGS)[np.nanargmax(returns)])
+
+
 def test_half_of_the_schedules_are_constant_and_all_choices_are_alike(getkey):
     environment, key = environment_of(getkey(), 6), getkey()
     schedules = drawn(environment, key, 2000)

@@ -63,6 +63,7 @@ class Fate:
         return _step(state[:, None], state, each.mean(), 2, reward=None if self.team else each)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
     """Agent k is paid in the second step if it chose the sign of its number in the first.

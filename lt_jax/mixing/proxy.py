@@ -59,8 +59,8 @@ class State:
 
 @struct.dataclass(eq=False)
 class ProxyEnv:
-    """A pytree, hashed by identity, made by `make`: an argument of what is jitted, as the data would
-    be constants of a program that closed over it.
+    """A pytree, hashed by identity, made by `make`; an argument of what is jitted, since the data
+    would be constants of a program that closed over it.
 
     Attributes:
       data: features or images; reference: recall of real images alone after 0 ... R rounds

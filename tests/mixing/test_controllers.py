@@ -37,17 +37,6 @@ def supply(accepted=PLENTY, sampler="instance"):
     return Supply(COUNTS, accepted, sampler)
 
 
-def test_a_shuffle_passes_factors_on_with_their_shares():
-    source, shares, factors = supply((9, 9, 0, 9)), (0.1, 0.2, 0.0, 0.4), (1.0, 2.0, 3.0, 4.0)
-    schedule = Schedule(source, (controllers.Round(shares, factors),))
-    mixture = Shuffled(schedule, source, 0).mixture(())
-    givers = [shares.index(share) for share in mixture.share]
-    assert givers[2] == 2 and sorted(givers) == [0, 1, 2, 3] and givers != [0, 1, 2, 3]
-    np.testing.assert_array_equal(mixture.factor, np.asarray(factors)[givers])
-    weight = source.mix_shares(mixture.share, mixture.factor).class_weight
-    np.testing.assert_array_equal(mixture.class_weight, weight)
-
-
 def blank(rounds):
     return [Feedback.unmeasured(4)] * rounds
 
@@ -339,6 +328,17 @@ def test_a_schedule_that_is_none_is_refused(tmp_path, content, message):
         read_schedule(schedule_file(tmp_path, content))
     with pytest.raises(MixtureError, match="cannot be read"):
         read_schedule(tmp_path / "elsewhere.json")
+
+
+def test_a_shuffle_passes_factors_on_with_their_shares():
+    source, shares, factors = supply((9, 9, 0, 9)), (0.1, 0.2, 0.0, 0.4), (1.0, 2.0, 3.0, 4.0)
+    schedule = Schedule(source, (controllers.Round(shares, factors),))
+    mixture = Shuffled(schedule, source, 0).mixture(())
+    givers = [shares.index(share) for share in mixture.share]
+    assert givers[2] == 2 and sorted(givers) == [0, 1, 2, 3] and givers != [0, 1, 2, 3]
+    np.testing.assert_array_equal(mixture.factor, np.asarray(factors)[givers])
+    weight = source.mix_shares(mixture.share, mixture.factor).class_weight
+    np.testing.assert_array_equal(mixture.class_weight, weight)
 
 
 def test_a_shuffle_gives_every_class_another_one_s_share():

@@ -78,7 +78,7 @@ def test_every_arm_gets_what_the_policies_say(finished):
             found, given = ([entry["share"] for entry in held] for held in (mixture, schedule))
             np.testing.assert_array_equal(found, np.where(offered, given, 0))
         lived = context.folder(f"classify/live/seed{seed}")
-        controller, _ = stages._mixed_data(context, "live", seed)
+        controller, _ = stages.mixed_data(context, "live", seed)
         assert isinstance(controller, learned.Learned)
         history = [
             Feedback(**{name: np.asarray(value) for name, value in entry.items()})

@@ -76,9 +76,12 @@ def _known(own: SplitManifest, images: Images, data: config_lib.DataConfig) -> d
     """What the run has had; for near-duplicates as its squares, which may be all that is left."""
     rows = range(len(own)) if data.near_duplicates != "off" else ()
     thumbnails = np.zeros((len(rows), duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.float32)
-    for row in rows:
-        faults.check("the search for near-duplicates")
-        thumbnails[row] = duplicates.thumbnail(images[np.array([row])][0])
+    if len(rows):
+        with Progress("external, the run's own images", len(rows), "image") as bar:
+            for row in rows:
+                faults.check("the search for near-duplicates")
+                thumbnails[row] = duplicates.thumbnail(images[np.array([row])][0])
+                bar.update(row + 1)
     return draws.Known(frozenset(own.image_sha256), thumbnails)
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
-from lt_jax import populations, preflight, reporting, stages
+from lt_jax import populations, preflight, preflight_arms, reporting, stages
 from lt_jax import specs as specs_lib
 from lt_jax.classify import decoupled
 from lt_jax.context import Context
+from lt_jax.data import sources
 from lt_jax.runtime import artifacts, distributed, faults, files, mesh, metrics, progress
 
 
@@ -118,8 +119,9 @@ class Pipeline:
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
-                if spec.stage != "prepare":  # no costly one starts for arms that cannot be
-                    preflight.check_counts(self.config, context.data[0])
+                # No costly stage starts for arms that cannot be.
+                if spec.stage != "prepare" and preflight_arms.learning(self.config):
+                    preflight_arms.check_counts(self.config, context.data[0])
                 costs = stages.run(spec, folder, context)
                 distributed.on_first(lambda: self.store.finish(spec, costs))
         if spec.stage == "report":
@@ -130,12 +132,20 @@ class Pipeline:
         """Finds what cannot work before the first stage starts."""
         left = [spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)]
         names = set(distributed.agree(left))
-        classifiers = [spec for spec in selected if spec.stage.startswith("classify/")]
-        apart = {"classify"} if populations.apart(classifiers, context) else set()
-        preflight.check_batches(self.config, names - apart, context.mesh)
-        preflight.check_positive(self.config, names)
+        if "classify" in names:
+            populations.check(context)
+            preflight.check_batches(self.config, {"classify"}, stages.classifying(context).mesh)
+        preflight.check_batches(self.config, names - {"classify"}, context.mesh)
+        if names and self.config.evaluate.positive:
+            preflight.check_positive(self.config, self._classes(context))
         if names - {"prepare", "report"}:
             preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
+
+    def _classes(self, context: Context) -> Sequence[str]:
+        """Of what is prepared, or will be."""
+        if self.store.done(context.specs["prepare"]):
+            return context.data[0].classes
+        return sources.load(self.config.data).classes
 
     def _begin(self, selected: Sequence[artifacts.Spec], accept_config_change: bool) -> None:
         # Artifacts have locks of their own: another workdir may use this one's as its cache.

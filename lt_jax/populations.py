@@ -6,7 +6,8 @@ Seeds of an arm, and arms that differ in controller, doses or pool alone, have t
 checkpoint, makes no step, and goes on from there (second stages, predictions).
 
 Left to the stages, one after the other: what is too few for a population, a folder in which another
-run is at work, and trainings whose newest checkpoint turns out to be damaged.
+run is at work, and trainings whose newest checkpoint turns out to be damaged. What the devices of a
+run cannot share evenly, they then need not: see `stages.classifying`.
 """
 
 import contextlib
@@ -14,9 +15,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from lt_jax import stages
-from lt_jax.classify import decoupled
 from lt_jax.classify import train as classify_train
-from lt_jax.config import Config, ConfigError
+from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.runtime import checkpoint, distributed, faults, files, population, progress, training
 from lt_jax.runtime.artifacts import Spec
@@ -66,15 +66,15 @@ def chunks(
     return found
 
 
-def apart(specs: Sequence[Spec], context: Context) -> bool:
-    """Whether every classifier is trained on one device, which then has its whole batches.
+def check(context: Context) -> None:
+    """Refuses populations that these devices cannot have.
 
     Raises:
       ConfigError: a population on devices that are those of several processes, or do not divide it.
     """
     runtime, devices = context.config.runtime, context.mesh.size
     if runtime.classifiers == 1 or runtime.population != "devices":
-        return False
+        return
     if context.mesh.is_multi_process:
         raise ConfigError(
             "config.runtime.population: got devices in a run of several processes; takes map or "
@@ -85,16 +85,6 @@ def apart(specs: Sequence[Spec], context: Context) -> bool:
             f"config.runtime.classifiers: got {runtime.classifiers}; with population=devices it "
             f"takes a multiple of the {devices} devices of this run"
         )
-    distinct = _distinct(specs)
-    together = sum(map(len, chunks(distinct, context))) == len(distinct)
-    return together and not any(_second(context.config, *_arm_and_seed(spec)) for spec in distinct)
-
-
-def _second(config: Config, arm: str, seed: int) -> bool:
-    """Whether a second stage makes steps, which it does by itself."""
-    del seed
-    second = decoupled.of(config.classify.arms[arm], config.classify.steps)
-    return second is not None and second.steps > 0
 
 
 def _train(specs: Sequence[Spec], context: Context) -> None:

@@ -88,8 +88,7 @@ def publish(folder: pathlib.Path, workdir: pathlib.Path) -> None:
     """
     artifacts.compare(folder)
     for name in ("report.json", "report.html", "figures", "tables"):
-        if (folder / name).exists():  # a report of before has no tables
-            artifacts.link(workdir / name, folder / name)
+        artifacts.link(workdir / name, folder / name)
     written = report_lib.read(folder / "report.json")
     print(report_lib.text_table(written))
     if found := written.get("detection"):

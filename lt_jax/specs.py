@@ -9,7 +9,7 @@ import json
 import pathlib
 from typing import Any
 
-from lt_jax import auditing, preflight
+from lt_jax import auditing, preflight, preflight_arms
 from lt_jax import config as config_lib
 from lt_jax.config.classify import LEARNED
 from lt_jax.mixing import controllers
@@ -32,7 +32,7 @@ SCHEMAS: dict[str, int] = {
     "generator": 2,
     "synthesize": 4,
     "classify": 2,
-    "report": 6,
+    "report": 7,
 }
 
 # Fields of an arm that only these rules read; they stay out of the keys of others.
@@ -70,8 +70,11 @@ def of(config: config_lib.Config) -> list[artifacts.Spec]:
         fields = {**recipe, "arm": _arm_fields(name, arm)}
         if arm.loss == "logit_adjusted":
             fields["tau"] = tau
+        learned = controllers.mirrored(arm) in LEARNED
+        if learned and arm.controller == "shuffled" and config.mixing.weights:
+            fields["dealt"] = "share and factor"  # once the share alone was
         used = () if arm.controller == "none" else (synthesize,)
-        used += (mixing,) if controllers.mirrored(arm) in LEARNED else ()
+        used += (mixing,) if learned else ()
         runs += [
             _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *used)
             for seed in config.classify.seeds
@@ -237,7 +240,7 @@ def _check_arms(config: config_lib.Config) -> None:
     if not arms or not config.classify.seeds:
         raise config_lib.ConfigError("config.classify: takes at least one arm and one seed")
     for name in arms:
-        preflight.check_arm(config, name)
+        preflight_arms.check_arm(config, name)
     if len(set(config.classify.seeds)) < len(config.classify.seeds):
         raise config_lib.ConfigError(
             f"config.classify.seeds: got {config.classify.seeds}; takes seeds that differ"

@@ -31,7 +31,7 @@ from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
 from lt_jax.runtime import arrays as arrays_lib
-from lt_jax.runtime import artifacts, checkpoint, distributed, files
+from lt_jax.runtime import artifacts, checkpoint, distributed, files, mesh
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
@@ -198,8 +198,21 @@ def _predict(
     return outputs
 
 
+def classifying(context: Context) -> Context:
+    """The run as a classifier that is trained by itself sees it: on all devices, mostly.
+
+    Of a population on devices of their own each has whole batches. One that is left over goes on
+    with these on one device, where all devices cannot share them.
+    """
+    runtime, size = context.config.runtime, context.config.classify.batch_size
+    own = runtime.population == "devices" and runtime.classifiers > 1
+    if own and size % context.mesh.size:
+        return dataclasses.replace(context, mesh=mesh.make_mesh(1))
+    return context
+
+
 def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
-    config = context.config.classify
+    config, context = context.config.classify, classifying(context)
     second = decoupled.of(config.arms[arm_name], config.steps)
     recipe = classifier_recipe(context.config, arm_name, seed)
     controller, data = mixed_data(context, arm_name, seed)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lt_jax import preflight, stages
+from lt_jax import preflight, preflight_arms, stages
 from lt_jax import specs as specs_lib
 from lt_jax.config import ArmConfig, Config, ConfigError, FrozenDict
 
@@ -115,15 +115,28 @@ def test_learning_without_a_split_to_learn_from_is_refused(name):
         specs_lib.of(config_with(ArmConfig(controller=name), rounds=5, steps=4))
 
 
+def test_a_shuffled_policy_with_weights_has_a_key_of_its_own():
+    """It once dealt shares without the weights that belong to them."""
+
+    def fields(**mixing):
+        config = config_with(ArmConfig(controller="shuffled", of="policy"), rounds=8)
+        found = specs_lib.of(
+            dataclasses.replace(config, mixing=dataclasses.replace(config.mixing, **mixing))
+        )
+        return next(spec.config for spec in found if spec.stage == "classify/arm/seed0")
+
+    assert fields(weights=(0.5, 1.0, 2.0))["dealt"] and "dealt" not in fields()
+
+
 def test_a_schedule_of_another_run_is_refused(tmp_path):
     arm = schedule(tmp_path / "a.json")
-    preflight.check_schedules(config_with(arm, rounds=2), 2)
+    preflight_arms.check_schedules(config_with(arm, rounds=2), 2)
     for rounds, classes in ((3, 2), (2, 3)):
         with pytest.raises(ConfigError, match=rf"has 2 rounds of 2 classes, this run {rounds} of"):
-            preflight.check_schedules(config_with(arm, rounds=rounds), classes)
+            preflight_arms.check_schedules(config_with(arm, rounds=rounds), classes)
     (tmp_path / "a.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"arms\.arm\.schedule: .*takes rounds"):
-        preflight.check_schedules(config_with(arm), 2)
+        preflight_arms.check_schedules(config_with(arm), 2)
 
 
 # What an arm of the first release was keyed by; runs kept in caches are found by it.

@@ -128,6 +128,16 @@ def test_every_write_is_whole_or_tells_of_a_full_disk():
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 
+def test_every_experiment_ends_as_the_command_lines_do():
+    """With SIGTERM heard and users' errors in a line: not by absl's own `app.run`."""
+    ended = {
+        str(path.relative_to(ROOT)): [line.lineno for line, name, owner in calls(path)
+                                      if (name, owner) == ("run", "app")]
+        for path in FILES
+    }  # fmt: skip
+    assert {path: lines for path, lines in ended.items() if lines}.keys() == {"lt_jax/command.py"}
+
+
 class _Program:
     def __reduce__(self):
         return pathlib.Path.touch, (pathlib.Path(self.at),)

@@ -201,7 +201,7 @@ def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, 
     assert stores[0] is stores[1]  # on the devices once, then
     said = capsys.readouterr().err
     assert "classify: 6 classifiers in 1 program of 6 (vmap)" in said
-    assert "classify ce 0 and 5 more: images of" in said
+    assert "classify ce 0 and 5 more: 8 x images of" in said
     assert "classify ce 0 and 5 more: 4 steps" in said
     assert_same_predictions(run, ordinary)
 

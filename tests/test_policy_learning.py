@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lt_jax import config as config_lib
-from lt_jax import pipeline, policy_learning, preflight, stages
+from lt_jax import pipeline, policy_learning, preflight, preflight_arms, stages
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
@@ -301,10 +301,10 @@ def test_who_learns_needs_every_class_in_policy_val(arm, learns, finished):
     recipe = dataclasses.replace(finished.config.classify, arms=arms)
     config = dataclasses.replace(finished.config, classify=recipe)
     manifest, _ = finished.context().data
-    preflight.check_counts(config, manifest)
+    preflight_arms.check_counts(config, manifest)
     refused = pytest.raises(MixtureError) if learns else contextlib.nullcontext()
     with refused:
-        preflight.check_counts(config, without_threes(manifest))
+        preflight_arms.check_counts(config, without_threes(manifest))
 
 
 def test_an_empty_pool_is_refused_before_a_policy_is_learned(finished, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lt_jax import config as config_lib
-from lt_jax import pipeline, populations
+from lt_jax import pipeline, populations, stages
 from lt_jax.runtime import faults, mesh
 from tests.test_pipeline import assert_same_predictions, copied, tiny
 
@@ -68,25 +68,21 @@ def test_devices_take_as_many_each(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arms", "runtime", "apart"),
+    ("runtime", "devices"),
     [
-        (("ce", "half"), {"classifiers": 4, "population": "devices"}, True),
-        (("ce", "half"), {"classifiers": 4, "population": "map"}, False),
-        (("ce", "half"), {"classifiers": 1, "population": "devices"}, False),
-        (("ce", "half", "adaptive"), {"classifiers": 4, "population": "devices"}, False),
-        (("ce", "retrained"), {"classifiers": 4, "population": "devices"}, False),
+        ({"classifiers": 4, "population": "devices"}, 1),
+        ({"classifiers": 4, "population": "map"}, 3),
+        ({"classifiers": 1, "population": "devices"}, 3),
     ],
 )
-def test_a_batch_need_not_be_split_where_all_are_on_devices_of_their_own(
-    tmp_path, arms, runtime, apart
-):
-    """A rest, and second stages, are trained on all devices."""
-    seeds = (0, 1) if "retrained" not in arms else (0, 1, 2, 3)
-    run = run_of(tmp_path, {name: ARMS[name] for name in arms}, seeds, runtime)
-    context = run.context()
-    object.__setattr__(context, "mesh", mesh.make_mesh(4))
-    specs = [spec for spec in run.specs if spec.stage.startswith("classify/")]
-    assert populations.apart(specs, context) == apart
+def test_what_is_left_of_a_population_on_devices_has_whole_batches_too(tmp_path, runtime, devices):
+    """One that was killed while its members were saved goes on one by one."""
+    context = run_of(tmp_path, runtime=runtime).context()
+    assert context.config.classify.batch_size % 3
+    object.__setattr__(context, "mesh", mesh.make_mesh(3))
+    assert stages.classifying(context).mesh.size == devices
+    object.__setattr__(context, "mesh", mesh.make_mesh(2))  # who can share a batch do
+    assert stages.classifying(context).mesh.size == 2
 
 
 def test_a_population_that_devices_do_not_divide_is_refused(tmp_path):

@@ -61,13 +61,13 @@ def test_what_cannot_work_is_refused(run, word):
 
 def test_a_positive_class_is_one_of_two_before_anything_is_trained():
     two = dataclasses.replace(PHANTOM, label="malignant", classes=("benign", "malignant"))
-    named = lambda data, name: Config(data=data, evaluate=EvaluateConfig(positive=name))
-    preflight.check_positive(named(two, "benign"), {"classify"})
-    preflight.check_positive(named(two, "malign"), set())  # all is finished
+    named = lambda name: Config(data=two, evaluate=EvaluateConfig(positive=name))
+    preflight.check_positive(named("benign"), two.classes)
+    preflight.check_positive(named(""), ("cyst",))
     with pytest.raises(UserError, match="positive: got 'malign'; takes one of benign, malignant"):
-        preflight.check_positive(named(two, "malign"), {"prepare"})
+        preflight.check_positive(named("malign"), two.classes)
     with pytest.raises(UserError, match="positive: got 'cyst' with"):
-        preflight.check_positive(named(PHANTOM, "cyst"), {"prepare"})
+        preflight.check_positive(named("cyst"), ("cyst", "lipoma", "dcis"))
 
 
 def test_what_works_is_not_refused():

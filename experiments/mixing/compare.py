@@ -26,16 +26,6 @@ from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.specs import STAGES
 
-_CONFIG = command.define_config("of data, generator and recipe")
-_OUT = flags.DEFINE_string("out", None, "the workdir's folder, and the cache", required=True)
-_LOSS = flags.DEFINE_enum(
-    "loss", "balanced_softmax", ["balanced_softmax", "cross_entropy"], "of arms and proxy"
-)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "classifiers an arm", lower_bound=2)
-_FILL_TO = flags.DEFINE_integer("fill_to", 0, "images a class is filled to; 0: the head's count")
-_ARMS = flags.DEFINE_list("arms", [], "some of them; default: all")
-_COLLECT = flags.DEFINE_bool("collect", False, "make the table of what is finished")
-
 REAL = "real"  # its loss is that of all arms
 LEVELS = (0.2, 0.4, 0.6, 0.8)
 RIVALS = (REAL, "uniform", "fill_to_head")
@@ -110,11 +100,12 @@ def table(results: dict[str, Any]) -> str:
 
 def main(_: list[str]) -> None:
     """Trains, or collects what is finished."""
-    out = pathlib.Path(_OUT.value)
-    mesh.configure_devices(_CONFIG.value.runtime.cpu_devices, str(out / ".jax_cache"))
-    config = configure(_CONFIG.value, _LOSS.value, _SEEDS.value, _FILL_TO.value, _ARMS.value)
+    given = flags.FLAGS
+    out = pathlib.Path(given.out)
+    mesh.configure_devices(given.config.runtime.cpu_devices, str(out / ".jax_cache"))
+    config = configure(given.config, given.loss, given.seeds, given.fill_to, given.arms)
     run = Pipeline(config, out / "run", out / "cache", command="experiments.mixing.compare")
-    if not _COLLECT.value:
+    if not given.collect:
         run.run([stage for stage in STAGES if stage != "report"], accept_config_change=True)
         return
     present = [name for name in RIVALS if name in config.classify.arms]
@@ -128,4 +119,12 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    command.define_config("of data, generator and recipe")
+    flags.DEFINE_string("out", None, "the workdir's folder, and the cache", required=True)
+    losses = ["balanced_softmax", "cross_entropy"]
+    flags.DEFINE_enum("loss", losses[0], losses, "of arms and proxy")
+    flags.DEFINE_integer("seeds", 5, "classifiers an arm", lower_bound=2)
+    flags.DEFINE_integer("fill_to", 0, "images a class is filled to; 0: the head's count")
+    flags.DEFINE_list("arms", [], "some of them; default: all")
+    flags.DEFINE_bool("collect", False, "make the table of what is finished")
     command.experiment(main)

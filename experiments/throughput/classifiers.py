@@ -18,11 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from jax.sharding import Mesh
 
 from experiments.throughput import contests, timing
 from experiments.throughput.cases import Case, random_batch, shape_of
+from lt_jax import command
 from lt_jax.classify import train as classify_train
 from lt_jax.config import Config
 from lt_jax.data.stream import MixedStream
@@ -231,4 +232,4 @@ if __name__ == "__main__":
     flags.DEFINE_integer("turns", 5, "timed turns of each way", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "about how long a way's turn lasts", lower_bound=0.0)
     flags.DEFINE_string("out", None, "JSON file to write")
-    app.run(_main)
+    command.experiment(_main)

@@ -42,10 +42,6 @@ MEMBERS = (1, 4, 16)
 CLASSES, TRAIN, POOL, SEEN = 4, 120, 80, 60
 AUGMENT = AugmentConfig(shift=1, horizontal_flip=True)
 
-_ONLY = flags.DEFINE_string("only", "", "networks whose name has this in it")
-_TURNS = flags.DEFINE_integer("turns", 3, "timed turns of each row")
-_OUT = flags.DEFINE_string("out", "", "JSON file to write")
-
 
 @dataclasses.dataclass(frozen=True)
 class Unfolded(Network):
@@ -279,16 +275,19 @@ def main(argv: Sequence[str]) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for problem in problems():
-        if _ONLY.value not in problem.name:
+        if flags.FLAGS.only not in problem.name:
             continue
-        for figures in measure(problem, _TURNS.value):
+        for figures in measure(problem, flags.FLAGS.turns):
             result.append(figures)
             print(line(figures), flush=True)
-    if _OUT.value:
+    if flags.FLAGS.out:
         device = jax.devices()[0].device_kind
         text = {"device": device, "jax": jax.__version__, "rows": result}
-        pathlib.Path(_OUT.value).write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
+        pathlib.Path(flags.FLAGS.out).write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("only", "", "networks whose name has this in it")
+    flags.DEFINE_integer("turns", 3, "timed turns of each row", lower_bound=1)
+    flags.DEFINE_string("out", "", "JSON file to write")
     command.experiment(main)

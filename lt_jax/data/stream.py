@@ -166,6 +166,7 @@ class MixedStream:
         Where images lie on the devices (`runtime.resident`), numbers are all that they need.
         """
         self._assemble.columns["image"] = (tables[0], tables[1] if len(tables) > 1 else None)
+        self._workers = 0  # nothing is decoded
         self.close()
 
     def restrict(self, part: int, parts: int) -> None:

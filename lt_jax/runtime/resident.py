@@ -1,8 +1,8 @@
 """Small images on the devices: batches hold their numbers, of which a gather there makes images.
 
 All images that a training can draw are put on every device once, as uint8, where they are decoded
-already and take no more than `config.runtime.resident_mib`. Others are streamed, as batches of
-pixels. What a step gets is the same bit for bit, so that a training may go on either way.
+already and take no more than `config.runtime.resident_mib` of a memory. Others are streamed, as
+batches of pixels. A step gets the same, bit for bit, so that a training may go on either way.
 """
 
 import functools
@@ -61,7 +61,7 @@ def settle(streams: Sequence[Any], job: Job, name: str = "") -> jax.Array | None
             held.append(store[rows[which]])
     for stream, own in zip(drawing, sources, strict=True):
         stream.number([tables[id(store)] for store, _ in own])
-    images: Any = np.concatenate(held)
+    images: Any = held[0] if len(held) == 1 else np.concatenate(held)
     return mesh.replicate(images, job.mesh)
 
 
@@ -77,6 +77,9 @@ def _judge(stores: Sequence[Any], rows: Sequence[np.ndarray], job: Job) -> tuple
         return False, "images of different shapes: streamed by grain"
     mib = examples[0].nbytes * sum(map(len, rows)) / 2**20
     size = f"images of {mib:.1f} MiB, config.runtime.resident_mib={limit}"
+    copies = len(job.mesh.local_devices)
+    if copies > 1 and job.mesh.devices.flat[0].platform == "cpu":  # devices share one memory
+        mib, size = mib * copies, f"{copies} x {size}"
     if mib > limit:
         return False, f"{size}: streamed by grain"
     return True, f"{size}: kept on every device"

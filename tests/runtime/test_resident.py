@@ -115,6 +115,14 @@ def test_a_line_says_where_images_are_and_why(stream, limit, line, capsys):
     assert (store is not None) == ("kept" in line)
 
 
+def test_cpu_devices_share_a_memory(capsys):
+    """What one can keep, eight cannot."""
+    assert resident.settle([make(LARGE, LARGE)], job_of(1, resident_mib=3)) is not None
+    assert resident.settle([make(LARGE, LARGE)], job_of(8, resident_mib=3)) is None
+    line = "8 x images of 1.8 MiB, config.runtime.resident_mib=3: streamed"
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("devices", "first"), [(1, "kept"), (8, "streamed")])
 def test_a_training_is_the_same_bit_for_bit_and_goes_on_either_way(
     data, tmp_path, devices, first, monkeypatch

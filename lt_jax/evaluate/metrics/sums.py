@@ -67,8 +67,12 @@ def run_sums(
     groups: Int[np.ndarray, "n"],
     n_groups: int,
     bins: int,
+    scores: Float[np.ndarray, "n k"] | None = None,
 ) -> RunSums:
-    """Sorts one run's predictions into its linear map."""
+    """Sorts one run's predictions into its linear map.
+
+    Ranking figures are of `scores`, where they are given, in place of the probabilities.
+    """
     k = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     bin_of, gap = classification.confidence_gaps(probabilities, labels, bins)
@@ -86,7 +90,8 @@ def run_sums(
         [predicted == labels, ones, ones], [labels, k + predicted, 2 * k + labels], 3 * k
     )
     real = rows([gap, error, nats], [bin_of, last, last + 1], bins + 2)
-    ranked = ranking.rank_rows(probabilities, labels, groups, n_groups)
+    scores = probabilities if scores is None else scores
+    ranked = ranking.rank_rows(scores, labels, groups, n_groups)
     matrix = scipy.sparse.vstack([counted, ranked.matrix], dtype=np.float32)
     return RunSums(scipy.sparse.csr_matrix(matrix), real, ranked.starts, 3 * k)
 

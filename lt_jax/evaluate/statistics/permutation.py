@@ -1,9 +1,16 @@
-"""The paired group permutation test, of every metric at once."""
+"""The paired group permutation test, of every metric at once.
+
+Ranking figures (AUROC, AP, sensitivity at a specificity) see of an arm's scores their order alone,
+but of scores that are swapped between arms also how these are offset: a sound classifier with high
+scores and another with low ones, mixed, rank badly both. For them it is therefore an image's ranks
+among each arm's images that are swapped (Venkatraman and Begg 1996, Biometrika 83: 835-848).
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float, Float32
 
 from lt_jax.evaluate import metrics
@@ -24,7 +31,8 @@ class _Pair:
         g = truth.n_groups
         groups = np.concatenate([truth.groups, truth.groups + g])
         both = np.concatenate([first, second])
-        run = sums.run_sums(both, np.tile(truth.labels, 2), groups, 2 * g, truth.bins)
+        ranks = np.concatenate([_ranks(first), _ranks(second)])
+        run = sums.run_sums(both, np.tile(truth.labels, 2), groups, 2 * g, truth.bins, ranks)
         return cls(run, run.at(np.ones((2 * g, 1), np.float32)))
 
     def difference(
@@ -41,6 +49,11 @@ class _Pair:
         return values[0] - values[1]
 
 
+def _ranks(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Of each class; ties get their mean."""
+    return scipy.stats.rankdata(scores, axis=0)
+
+
 def permutation(
     pairs: Sequence[tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]],
     truth: Truth,
@@ -49,9 +62,10 @@ def permutation(
 ) -> Float[np.ndarray, "q"]:
     """Two-sided p-values of a paired group permutation test, for every metric.
 
-    Null hypothesis: given the trained runs, each group's predictions by the two arms are
-    exchangeable. Each permutation swaps the arms on a random half of the groups, alike in all
-    pairs of runs; the statistic is the mean over pairs of metric(first) - metric(second).
+    Null hypothesis: given the trained runs, each group's predictions by the two arms (for ranking
+    figures their ranks) are exchangeable. Each permutation swaps the arms on a random half of the
+    groups, alike in all pairs of runs; the statistic is the mean over pairs of metric(first) -
+    metric(second).
     p = (1 + #{|permuted| >= |observed|}) / (1 + permutations), never zero and valid in finite
     samples (Phipson and Smyth, 2010).
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from lt_jax.evaluate import metrics
+from lt_jax.evaluate.metrics import ranking
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.evaluate.statistics import permutation
 
@@ -41,17 +43,39 @@ def test_permutation_equals_metrics_of_explicitly_swapped_arms():
     (a, b), truth = pair_of_arms(np.random.default_rng(1), advantage=0.6, groups=20)
     truth = Truth(truth.labels, truth.groups, truth.class_groups, 2)
     swaps = np.random.default_rng([4, 2, 0]).integers(2, size=(truth.n_groups, 100), dtype=np.int8)
-    evaluate = lambda p: metrics.evaluate(p, truth.labels, truth.class_groups)
+
+    def ranked(scores):
+        auroc, auprc, _ = ranking.per_class(scores, truth.labels, truth.specificity)
+        return {"auroc_macro": auroc.mean(), "auprc_macro": auprc.mean()}
+
+    def evaluate(p):
+        return metrics.evaluate(p, truth.labels, truth.class_groups)
+
+    arms = {evaluate: (a, b), ranked: [scipy.stats.rankdata(p, axis=0) for p in (a, b)]}
     for name in ("accuracy", "macro_f1", "auroc_macro", "auprc_macro", "ece", "brier"):
-        observed = abs(evaluate(a)[name] - evaluate(b)[name])
+        how = ranked if name.startswith("au") else evaluate
+        first, second = arms[how]
+        observed = abs(how(first)[name] - how(second)[name])
         exceed = 0
         for r in range(100):
             swap = swaps[truth.groups, r][:, None] == 1
-            x, y = np.where(swap, b, a), np.where(swap, a, b)
-            exceed += abs(evaluate(x)[name] - evaluate(y)[name]) >= observed - 1e-6
+            x, y = np.where(swap, second, first), np.where(swap, first, second)
+            exceed += abs(how(x)[name] - how(y)[name]) >= observed - 1e-6
         got = permutation.permutation([(a, b)], truth, 100, 4)[metrics.METRICS.index(name)]
         # float32 sums may break a near tie of ECE otherwise than float64 ones.
         assert abs(got - (1 + exceed) / 101) < 1.5 / 101, name
+
+
+def test_p_of_ranking_figures_does_not_depend_on_how_an_arm_s_scores_are_offset():
+    """As another prior offsets them: scores that are swapped as they are make a difference less."""
+    (a, b), truth = pair_of_arms(np.random.default_rng(3), advantage=0.8)
+    offset = metrics.softmax(np.log(b) + np.array([[0.0, 6.0]]))
+    own, other = (permutation.permutation([(a, p)], truth, 500, 0) for p in (b, offset))
+    for name in ("auroc_macro", "auprc_macro"):
+        at = metrics.METRICS.index(name)
+        assert own[at] == other[at] < 0.05
+    at = metrics.METRICS.index("accuracy")
+    assert own[at] != other[at]
 
 
 def test_permutation_of_equal_arms_is_one():

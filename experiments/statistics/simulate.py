@@ -6,6 +6,9 @@ Expected time: 5 minutes of one core for 1,000 simulations, 3 of them for differ
 in README.md.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from absl import flags
 
 from experiments.statistics import coverage, size
@@ -25,21 +28,22 @@ PERMUTED = ("accuracy", "balanced_accuracy", "auroc_macro", "auprc_macro", "brie
 def coverage_table(simulations: int, resamples: int) -> tables.Table:
     """Designs and quantities by method."""
     found = coverage.rows(coverage.DESIGNS, simulations, resamples)
-    body = tuple(
-        (design, name, f"true value {true:.3f}", *(by[m] for m in coverage.METHODS))
-        for design, name, true, by in found
-    )
-    return tables.Table(("Test set", "Quantity", "", *coverage.METHODS), body)
+    return _by_method(found, coverage.METHODS, "true value {:.3f}")
 
 
 def paired_table(simulations: int, resamples: int) -> tables.Table:
     """Designs and quantities by method, of the difference of two arms."""
     found = coverage.paired_rows(coverage.PAIRED_DESIGNS, simulations, resamples)
+    return _by_method(found, coverage.PAIRED_METHODS, "true difference {:+.3f}")
+
+
+def _by_method(found: Iterable[Any], methods: Sequence[str], truth: str) -> tables.Table:
+    """A row a design and quantity, of which `truth` words the true value."""
     body = tuple(
-        (design, name, f"true difference {true:+.3f}", *(by[m] for m in coverage.PAIRED_METHODS))
+        (design, name, truth.format(true), *(by[method] for method in methods))
         for design, name, true, by in found
     )
-    return tables.Table(("Test set", "Quantity", "", *coverage.PAIRED_METHODS), body)
+    return tables.Table(("Test set", "Quantity", "", *methods), body)
 
 
 def size_table(simulations: int) -> tables.Table:

@@ -10,7 +10,6 @@ devices, the loader included. Ways take turns; ratios are taken within a turn. R
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from experiments.throughput import contests, timing
+from experiments.throughput import contests, devices, timing
 from experiments.throughput.cases import Case, random_batch, shape_of
 from lt_jax import command
 from lt_jax.classify import train as classify_train
@@ -209,8 +208,7 @@ def _main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_num_cpu_devices", min(2, len(os.sched_getaffinity(0))))
-    device_mesh, rows = mesh.make_mesh(), []
+    device_mesh, rows = devices.of_two_cores(), []
     for problem in problems(values.batch_size):
         if values.only in problem.name:
             members = [int(count) for count in values.members]
@@ -222,7 +220,7 @@ def _main(argv: Sequence[str]) -> None:
             "device": jax.devices()[0].device_kind, "devices": device_mesh.size,
             "jax": jax.__version__, "load_average": list(os.getloadavg()), "rows": rows,
         }  # fmt: skip
-        pathlib.Path(values.out).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+        timing.save(values.out, told)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ that installs them, and left out. `--suite=tiny` sees that all of it runs.
 import dataclasses
 import gc
 import importlib.metadata
-import json
 import os
 import pathlib
 import sys
@@ -196,8 +195,7 @@ def _main(_: list[str]) -> None:
     )  # fmt: skip
     print(table(result))
     if values.out:
-        text = json.dumps(result, indent=1, allow_nan=False)
-        pathlib.Path(values.out).write_text(text + "\n")
+        timing.save(values.out, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""What a device can do at most: published, or measured in the same run; and how much it held."""
+"""Devices: of two cores; what one can do at most, published or measured; how much it held."""
 
 import dataclasses
+import os
 import pathlib
 import resource
 import time
@@ -27,6 +28,12 @@ PEAK: Mapping[str, Mapping[str, float]] = {
     "TPU v5": {"bfloat16": 459e12, "float32": 459e12, "bytes": 2.77e12},
     "TPU v6 lite": {"bfloat16": 918e12, "float32": 918e12, "bytes": 1.64e12},
 }
+
+
+def of_two_cores() -> Mesh:
+    """All devices; of a CPU two at most, a core each. Call it before the first use of a device."""
+    jax.config.update("jax_num_cpu_devices", min(2, len(os.sched_getaffinity(0))))
+    return mesh.make_mesh()
 
 
 def published(device_kind: str, of: str) -> float | None:

@@ -17,9 +17,7 @@ process of its own for each N, and of one that has built the environment and tra
 
 import importlib
 import importlib.util
-import json
 import os
-import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -253,8 +251,7 @@ def _main(_: list[str]) -> None:
     print(table(result))
     print(f"environment alone: {result['peak_memory']['0'] / 2**20:,.0f} MiB")
     if values.out:
-        text = json.dumps(result, indent=1, allow_nan=False)
-        pathlib.Path(values.out).write_text(text + "\n")
+        timing.save(values.out, result)
 
 
 if __name__ == "__main__":

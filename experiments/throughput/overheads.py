@@ -16,7 +16,6 @@ them; both block it. Of a step's time they are, at the config's own intervals,
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -25,18 +24,17 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from experiments.throughput import contests, timing
+from experiments.throughput import contests, devices, timing
 from experiments.throughput.cases import generator_of, shape_of
 from lt_jax import command
 from lt_jax.config import Config
 from lt_jax.data.images import ArrayImages
 from lt_jax.diffusion import train as diffusion_train
-from lt_jax.runtime import loop, mesh, metrics, progress
+from lt_jax.runtime import loop, metrics, progress
 from lt_jax.runtime.job import Job
 
 # Most of a step's time that each may take.
@@ -159,8 +157,7 @@ def _main(argv: Sequence[str]) -> None:
     del argv
     values = flags.FLAGS
     logging.set_verbosity(logging.WARNING)
-    jax.config.update("jax_num_cpu_devices", min(2, len(os.sched_getaffinity(0))))
-    device_mesh = mesh.make_mesh()
+    device_mesh = devices.of_two_cores()
     result = {
         name: measure(config, count, classes, device_mesh, values.turns)
         for name, (config, count, classes) in problems(values.steps).items()
@@ -169,7 +166,7 @@ def _main(argv: Sequence[str]) -> None:
     print(table(result))
     if values.out:
         told = {"load_average": list(os.getloadavg()), "steps": values.steps, "rows": result}
-        pathlib.Path(values.out).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n")
+        timing.save(values.out, told)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Rows of a network take turns; ratios are taken within a turn. Random images; not
 """
 
 import dataclasses
-import json
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -282,8 +280,8 @@ def main(argv: Sequence[str]) -> None:
             print(line(figures), flush=True)
     if flags.FLAGS.out:
         device = jax.devices()[0].device_kind
-        text = {"device": device, "jax": jax.__version__, "rows": result}
-        pathlib.Path(flags.FLAGS.out).write_text(json.dumps(text, indent=1, allow_nan=False) + "\n")
+        told = {"device": device, "jax": jax.__version__, "rows": result}
+        timing.save(flags.FLAGS.out, told)
 
 
 if __name__ == "__main__":

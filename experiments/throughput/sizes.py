@@ -13,7 +13,6 @@ classifiers that the mixing policy trains at once, `mixing.py` and `populations.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -203,7 +202,7 @@ def _main(_: list[str]) -> None:
     if values.out:
         kind = jax.devices()[0].device_kind
         result = {"device": kind, "load_average": list(os.getloadavg()), "rows": rows}
-        pathlib.Path(values.out).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        timing.save(values.out, result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ repetitions with the least, the greatest and their number.
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import tempfile
@@ -240,8 +239,7 @@ def _main(_: list[str]) -> None:
     }  # fmt: skip
     print(table(result))
     if values.out:
-        text = json.dumps(result, indent=1, allow_nan=False)
-        pathlib.Path(values.out).write_text(text + "\n")
+        timing.save(values.out, result)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
 import time
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 
 from experiments.throughput.cases import Case
+from lt_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,12 @@ def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[li
         for case, count, mine in zip(cases, calls, rates, strict=True):
             mine.append(case.images * count / _seconds(case, count))
     return rates
+
+
+def save(path: str, told: Mapping[str, Any]) -> None:
+    """Writes what was measured as JSON, whole or not at all."""
+    text = json.dumps(told, indent=1, allow_nan=False) + "\n"
+    files.write_atomically(pathlib.Path(path), text, "the measurements")
 
 
 def _seconds(case: Case, calls: int) -> float:

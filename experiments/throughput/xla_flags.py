@@ -9,9 +9,7 @@ for each line that it reads.
 """
 
 import dataclasses
-import json
 import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -131,8 +129,7 @@ def _main(argv: Sequence[str]) -> None:
     rows = measure(values.config, SETTINGS, values.repetitions)
     print(table(rows))
     if values.out:
-        text = json.dumps({"load_average": list(os.getloadavg()), "rows": rows}, indent=1)
-        pathlib.Path(values.out).write_text(text + "\n")
+        timing.save(values.out, {"load_average": list(os.getloadavg()), "rows": rows})
 
 
 if __name__ == "__main__":

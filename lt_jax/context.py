@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import weakref
 from typing import Any
 
 import jax
@@ -27,7 +28,14 @@ from lt_jax.shapes import Float, Params
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """One run, as its stages see it; `specs` by stage name, `command` for the report."""
+    """One run, as its stages see it.
+
+    Attributes:
+      specs: by stage name.
+      command: for the report.
+      decoded: images of the pool that trainings of the moment draw from, by pool and rows: those
+        of a population share one array.
+    """
 
     config: Config
     specs: dict[str, Spec]
@@ -35,6 +43,9 @@ class Context:
     workdir: pathlib.Path
     mesh: Mesh
     command: str
+    decoded: weakref.WeakValueDictionary[tuple[str, bytes], Any] = dataclasses.field(
+        default_factory=weakref.WeakValueDictionary
+    )
 
     def by_itself(self) -> "Context":
         """The run on the devices of this process alone."""

@@ -32,7 +32,8 @@ from lt_jax.evaluate.statistics import detection as evaluate
 from lt_jax.mixing import controllers
 from lt_jax.mixing.mixture import Mixture
 from lt_jax.runtime import arrays as arrays_lib
-from lt_jax.runtime import checkpoint, files
+from lt_jax.runtime import checkpoint, files, training
+from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 
 PREDICTIONS = "predictions.npz"
@@ -48,8 +49,7 @@ def run(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Led
     manifest, images = context.data
     recipe = recipe_of(context.config, len(manifest.classes), seed)
     mixture, data = _data(context, arm_name)
-    job = context.job(folder, stage="detect", arm=arm_name, seed=seed)
-    params, costs = train.train(recipe, data, job)
+    params, costs = train.train(recipe, data, _job(folder, context, arm_name, seed))
     clock = Clock(costs)
     checkpoint.save_tree(folder / "params", params)
     forward = train.forward_of(recipe, context.image_shape[0], context.mesh)
@@ -63,6 +63,17 @@ def run(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Led
     files.write_atomically(folder / "mixture.json", json.dumps(mixture), "the mixture")
     clock.read()
     return costs
+
+
+def describe(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> training.Training:
+    """The training of `run`; raises what that does."""
+    recipe = recipe_of(context.config, len(context.data[0].classes), seed)
+    data = _data(context, arm_name)[1]
+    return train.describe(recipe, data, _job(folder, context, arm_name, seed))
+
+
+def _job(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Job:
+    return context.job(folder, stage="detect", arm=arm_name, seed=seed)
 
 
 def recipe_of(config: Config, num_classes: int, seed: int) -> train.Recipe:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lt_jax import classification, populations, preflight, preflight_arms, reporting, stages
 from lt_jax import config as config_lib
-from lt_jax import populations, preflight, preflight_arms, reporting, stages
 from lt_jax import specs as specs_lib
 from lt_jax.classify import decoupled
 from lt_jax.context import Context
@@ -134,7 +134,8 @@ class Pipeline:
         names = set(distributed.agree(left))
         if "classify" in names:
             populations.check(context)
-            preflight.check_batches(self.config, {"classify"}, stages.classifying(context).mesh)
+            on = classification.on_its_devices(context).mesh
+            preflight.check_batches(self.config, {"classify"}, on)
         preflight.check_batches(self.config, names - {"classify"}, context.mesh)
         if names and self.config.evaluate.positive:
             preflight.check_positive(self.config, self._classes(context))

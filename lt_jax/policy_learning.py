@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -79,7 +78,7 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     total = Ledger()
     clock = Clock(total)
     data = proxy_data(context)
-    env = _environment(context, data)
+    env = _environment(context, data, config.reference_runs)
     learner = learn.Learner(
         config.policy, env, config.reward.difference, config.together, context.mesh
     )
@@ -114,6 +113,20 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     for part in ("reference", "search", "comparison"):
         total.add(Ledger(images=int(spent[part]["images"]), flops=spent[part]["flops"]))
     return total
+
+
+def lower(context: Context) -> jax.stages.Lowered:
+    """The program of an update of all policies, as it is traced in `run`, of a finished pool.
+
+    Its environment is made by one training of the proxy in place of `config.mixing.reference_runs`.
+    """
+    config = context.config.mixing
+    env = _environment(context, proxy_data(context), reference_runs=1)
+    learner = learn.Learner(
+        config.policy, env, config.reward.difference, config.together, context.mesh
+    )
+    states = _fresh(learner, context.mesh).states
+    return _update(learner, context.mesh).lower(states, mesh.replicate(env, context.mesh))
 
 
 def controller(
@@ -185,7 +198,7 @@ def _shown(context: Context, split: str) -> tuple[np.ndarray, np.ndarray]:
     return (np.zeros(0), manifest.labels[:0]) if told is None else (told.features, told.labels)
 
 
-def _environment(context: Context, data: ProxyData) -> proxy.ProxyEnv:
+def _environment(context: Context, data: ProxyData, reference_runs: int) -> proxy.ProxyEnv:
     config, recipe = context.config.mixing, context.config.classify
     classifier: classifiers.Strategy = classifiers.Head()
     if config.environment == "images":
@@ -196,7 +209,7 @@ def _environment(context: Context, data: ProxyData) -> proxy.ProxyEnv:
         classifier=classifier,
         sampler=config.sampler,
         together=config.together,
-        reference_runs=config.reference_runs,
+        reference_runs=reference_runs,
         seed=config.policy.seeds[0],
         device_mesh=context.mesh,
     )
@@ -247,7 +260,7 @@ def _learn(
     return training, ledger
 
 
-def _update(learner: learn.Learner, device_mesh: Mesh) -> Callable[..., tuple[Any, Any]]:
+def _update(learner: learn.Learner, device_mesh: Mesh) -> Any:
     """An update of all seeds, from their states and the environment.
 
     Seeds are shared by the devices, or else the episodes of each.

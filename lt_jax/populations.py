@@ -7,14 +7,15 @@ checkpoint, makes no step, and goes on from there (second stages, predictions).
 
 Left to the stages, one after the other: what is too few for a population, a folder in which another
 run is at work, and trainings whose newest checkpoint turns out to be damaged. What the devices of a
-run cannot share evenly, they then need not: see `stages.classifying`.
+run cannot share evenly, they then need not: see `classification.on_its_devices`.
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Sequence
 
-from lt_jax import stages
+from lt_jax import classification
+from lt_jax import specs as specs_lib
 from lt_jax.classify import train as classify_train
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
@@ -55,7 +56,7 @@ def chunks(
     runtime = context.config.runtime
     alike: dict[tuple[int, classify_train.Recipe], list[Spec]] = {}
     for spec, rank in zip(specs, order or [0] * len(specs), strict=True):
-        recipe = stages.classifier_recipe(context.config, *_arm_and_seed(spec))
+        recipe = classification.recipe_of(context.config, *specs_lib.arm_and_seed(spec))
         alike.setdefault((rank, dataclasses.replace(recipe, seed=0)), []).append(spec)
     found = []
     for _, group in sorted(alike.items(), key=lambda item: item[0][0]):
@@ -87,18 +88,25 @@ def check(context: Context) -> None:
         )
 
 
-def _train(specs: Sequence[Spec], context: Context) -> None:
-    how = context.config.runtime.population
+def described(specs: Sequence[Spec], context: Context) -> list[list[training.Training]]:
+    """The trainings of classifiers of one recipe, those whose batches have the same columns
+    together. Raises what `classification.mixed_data` and `classify.train.describe` do.
+    """
     by_columns: dict[bool, list[training.Training]] = {}
     for spec in specs:
-        arm, seed = _arm_and_seed(spec)
-        recipe = stages.classifier_recipe(context.config, arm, seed)
-        controller, data = stages.mixed_data(context, arm, seed)
+        arm, seed = specs_lib.arm_and_seed(spec)
+        recipe = classification.recipe_of(context.config, arm, seed)
+        controller, data = classification.mixed_data(context, arm, seed)
         job = context.job(context.store.folder(spec), stage="classify", arm=arm, seed=seed)
         # Soft labels are columns of a batch, and those of a population are stacked.
         alike = by_columns.setdefault(data.soft is None, [])
         alike.append(classify_train.describe(recipe, data, controller, job))
-    for group in by_columns.values():
+    return list(by_columns.values())
+
+
+def _train(specs: Sequence[Spec], context: Context) -> None:
+    how = context.config.runtime.population
+    for group in described(specs, context):
         if size := population.fitting(len(group), how, context.mesh.size):
             training.train_together(group[:size], how)
 
@@ -129,11 +137,6 @@ def _standing(spec: Spec, context: Context) -> int:
 def _distinct(specs: Sequence[Spec]) -> list[Spec]:
     """Without arms that are others by another name, whose folders are the same."""
     return list({spec.key: spec for spec in reversed(specs)}.values())[::-1]
-
-
-def _arm_and_seed(spec: Spec) -> tuple[str, int]:
-    _, arm, seed = spec.stage.split("/")
-    return arm, int(seed.removeprefix("seed"))
 
 
 def _plan(count: int, groups: Sequence[Sequence[Spec]], how: str) -> str:

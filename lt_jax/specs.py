@@ -98,6 +98,12 @@ def of(config: config_lib.Config) -> list[artifacts.Spec]:
     return [prepare, *makers, *audits, *runs, report]
 
 
+def arm_and_seed(spec: artifacts.Spec) -> tuple[str, int]:
+    """Of a spec of `classify` or `detect`."""
+    _, arm, seed = spec.stage.split("/")
+    return arm, int(seed.removeprefix("seed"))
+
+
 def _audit_specs(config: config_lib.Config, *read: artifacts.Spec) -> list[artifacts.Spec]:
     """One spec a part, of those of `read` that it reads."""
     by_name = {spec.stage: spec for spec in read}

@@ -4,56 +4,42 @@ The test split's labels reach `report` alone: every other stage works on a view 
 in which they are masked.
 """
 
-import dataclasses
 import functools
-import json
 import pathlib
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax import auditing, detection, policy_learning, preflight, reporting, synthesis
-from lt_jax.classify import contrastive, decoupled, history, predict
+from lt_jax import auditing, classification, detection, policy_learning, reporting, synthesis
+from lt_jax import specs as specs_lib
+from lt_jax.classify import contrastive
 from lt_jax.classify import train as classify_train
-from lt_jax.config import ArmConfig, Config
-from lt_jax.config.classify import LEARNED
+from lt_jax.config import ExtractorConfig
 from lt_jax.context import Context
 from lt_jax.data import prepare
-from lt_jax.data.batch_mixing import BatchMixing
-from lt_jax.data.images import Images
 from lt_jax.data.manifest import SplitManifest
-from lt_jax.data.pool import PoolReader
-from lt_jax.data.randaugment import RandAugment
 from lt_jax.data.splits import SPLITS
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.diffusion import trained
 from lt_jax.mixing import controllers
 from lt_jax.runtime import arrays as arrays_lib
-from lt_jax.runtime import artifacts, checkpoint, distributed, files, mesh
+from lt_jax.runtime import artifacts, distributed
 from lt_jax.runtime.artifacts import Spec
-from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress, say
 from lt_jax.shapes import Params
 
 _NAMED = 12  # classes at most that are counted by name in the log
-# Of the trainings of the moment, by pool and rows: those of a population hold one array.
-_decoded: weakref.WeakValueDictionary[tuple[str, bytes], Any] = weakref.WeakValueDictionary()
 
 
 def run(spec: Spec, folder: pathlib.Path, context: Context) -> Ledger:
     """Runs one stage in its folder, from where it was left; returns what it has cost."""
-    name, *rest = spec.stage.split("/")
+    name = spec.stage.split("/")[0]
     if name == "audit":
-        return auditing.run(folder, context, rest[0])
-    if name == "classify":
-        arm, seed = rest
-        return _classify(folder, context, arm, int(seed.removeprefix("seed")))
-    if name == "detect":
-        arm, seed = rest
-        return detection.run(folder, context, arm, int(seed.removeprefix("seed")))
+        return auditing.run(folder, context, spec.stage.split("/")[1])
+    if name in ("classify", "detect"):
+        trains = classification.run if name == "classify" else detection.run
+        return trains(folder, context, *specs_lib.arm_and_seed(spec))
     stages: dict[str, Callable[[pathlib.Path, Context], Ledger]] = {
         "prepare": functools.partial(_by_the_first, _prepare),
         "generator": _generator,
@@ -98,30 +84,35 @@ def _counted(manifest: SplitManifest, split: str) -> str:
 def _generator(folder: pathlib.Path, context: Context) -> Ledger:
     manifest, images = context.data
     known, generator = context.annotations, context.generator
+    base, seen = generator_base(context)
+    job = context.job(folder, stage="generator")
+    costs = diffusion_train.train(generator, images, context.train_rows, job, known.columns, base)
     meanings = trained.meanings(manifest.classes, generator, known)
-    hashes = np.array(manifest.image_sha256)
-    seen = set(hashes[manifest.rows("train")].tolist())
-    base = None
-    if start := context.config.generator.adapt.base:
-        held_out = hashes[np.array(manifest.splits) != "train"].tolist()
-        artifacts.compare(pathlib.Path(start))
-        base, before = trained.load_base(pathlib.Path(start), meanings, held_out)
-        seen |= set(before)
-    costs = diffusion_train.train(
-        generator,
-        images,
-        context.train_rows,
-        context.job(folder, stage="generator"),
-        known.columns,
-        base,
-    )
     trained.describe(folder, generator, meanings, seen)
     return costs
 
 
-def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
-    config = context.config.extractor
-    recipe = classify_train.Recipe(
+def generator_base(context: Context) -> tuple[Params | None, set[str]]:
+    """What a generator starts from, if anything, and sha256 of all images that it then has seen.
+
+    Raises:
+      ConfigError: the base has seen an image that this run holds out, or is told other things.
+    """
+    manifest, _ = context.data
+    hashes = np.array(manifest.image_sha256)
+    seen = set(hashes[manifest.rows("train")].tolist())
+    if not (start := context.config.generator.adapt.base):
+        return None, seen
+    held_out = hashes[np.array(manifest.splits) != "train"].tolist()
+    artifacts.compare(pathlib.Path(start))
+    meanings = trained.meanings(manifest.classes, context.generator, context.annotations)
+    base, before = trained.load_base(pathlib.Path(start), meanings, held_out)
+    return base, seen | set(before)
+
+
+def extractor_recipe(config: ExtractorConfig) -> classify_train.Recipe:
+    """What decides the training of an extractor with labels, besides its data."""
+    return classify_train.Recipe(
         model=config.model,
         optimizer=config.optimizer,
         augment=config.augment,
@@ -132,225 +123,25 @@ def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
         batch_size=config.batch_size,
         seed=config.seed,
     )
-    data = _train_data(context)
+
+
+def _extractor(folder: pathlib.Path, context: Context) -> Ledger:
+    config = context.config.extractor
+    recipe = extractor_recipe(config)
+    data = classification.train_data(context)
     splits = ("train", "policy_val", "val")
     job = context.job(folder, stage="extractor")
     if config.objective == "contrastive":
         params, costs = contrastive.train(config, data, job)
-        outputs = _predict(folder, context, recipe, params, splits, costs)
+        outputs = classification.ask(folder, context, recipe, params, splits, costs)
     else:
         controller = controllers.real_only(data.counts, config.sampler)
-        outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits)
+        outputs, costs = classification.train_and_predict(
+            job, context, recipe, data, controller, splits
+        )
     arrays = {}
     for split, output in outputs.items():
         arrays |= {f"{split}_rows": output.rows, f"{split}_logits": output.logits}
         arrays[f"{split}_features"] = output.features
     arrays_lib.save(folder / "features.npz", arrays)
     return costs
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outputs:
-    """What a classifier says of a split: rows [n] of the manifest, logits [n k], features [n d]."""
-
-    rows: np.ndarray
-    logits: np.ndarray
-    features: np.ndarray
-
-
-def _train_and_predict(
-    job: Job,
-    context: Context,
-    recipe: classify_train.Recipe,
-    data: classify_train.TrainData,
-    controller: controllers.Controller,
-    splits: tuple[str, ...],
-    second: decoupled.SecondStage | None = None,
-) -> tuple[dict[str, _Outputs], Ledger]:
-    """Trains a classifier, saves its parameters, and asks it about each split that has images."""
-    params, costs = classify_train.train(recipe, data, controller, job)
-    if second is not None:
-        last = history.mixtures(job.folder, controller, data, recipe.rounds)[-1]
-        params, more = decoupled.finish(second, recipe, data, last, params, job)
-        costs.add(more)
-    return _predict(job.folder, context, recipe, params, splits, costs), costs
-
-
-def _predict(
-    folder: pathlib.Path,
-    context: Context,
-    recipe: classify_train.Recipe,
-    params: Params,
-    splits: tuple[str, ...],
-    costs: Ledger,
-) -> dict[str, _Outputs]:
-    """Saves a trained classifier's parameters, and asks it about each split that has images."""
-    clock = Clock(costs)
-    checkpoint.save_tree(folder / "params", params)
-    manifest, images = context.data
-    forward = predict.make_forward(recipe.model, len(manifest.classes), context.mesh)
-    outputs = {}
-    for split in splits:
-        if len(rows := manifest.rows(split)):
-            found = predict.predict(forward, params, images, rows, recipe.batch_size)
-            outputs[split] = _Outputs(rows, *found)
-    clock.read()
-    return outputs
-
-
-def classifying(context: Context) -> Context:
-    """The run as a classifier that is trained by itself sees it: on all devices, mostly.
-
-    Of a population on devices of their own each has whole batches. One that is left over goes on
-    with these on one device, where all devices cannot share them.
-    """
-    runtime, size = context.config.runtime, context.config.classify.batch_size
-    own = runtime.population == "devices" and runtime.classifiers > 1
-    if own and size % context.mesh.size:
-        return dataclasses.replace(context, mesh=mesh.make_mesh(1))
-    return context
-
-
-def _classify(folder: pathlib.Path, context: Context, arm_name: str, seed: int) -> Ledger:
-    config, context = context.config.classify, classifying(context)
-    second = decoupled.of(config.arms[arm_name], config.steps)
-    recipe = classifier_recipe(context.config, arm_name, seed)
-    controller, data = mixed_data(context, arm_name, seed)
-    job = context.job(folder, stage="classify", arm=arm_name, seed=seed)
-    splits = ("policy_val", "val", "test")  # the test labels in this manifest are masked
-    outputs, costs = _train_and_predict(job, context, recipe, data, controller, splits, second)
-    ids = np.array(context.data[0].ids)
-    arrays = {}
-    for split, output in outputs.items():
-        arrays |= {f"{split}_ids": ids[output.rows], f"{split}_logits": output.logits}
-    arrays_lib.save(folder / "predictions.npz", arrays)
-    mixtures = history.mixtures(folder, controller, data, config.rounds)
-    _save_mixture(folder / "mixture.json", mixtures)
-    return costs
-
-
-def classifier_recipe(values: Config, arm_name: str, seed: int) -> classify_train.Recipe:
-    """What decides the (first stage's) training of an arm's classifier, besides its data."""
-    config = values.classify
-    arm = config.arms[arm_name]
-    second = decoupled.of(arm, config.steps)
-    return classify_train.Recipe(
-        model=preflight.classifier_of(config.model, arm),
-        optimizer=config.optimizer,
-        augment=config.augment,
-        loss=arm.loss,
-        tau=config.logit_adjustment,
-        steps=config.steps - (second.steps if second else 0),
-        rounds=config.rounds,
-        batch_size=config.batch_size,
-        seed=seed,
-        **_strong(arm),
-        expert_loss=arm.expert_loss,
-    )
-
-
-def _strong(arm: ArmConfig) -> dict[str, Any]:
-    """The strong augmentation of an arm, as `Recipe` takes it."""
-    kinds = arm.strong_augment.split("_")
-    mixup, cutmix = "mixup" in kinds, "cutmix" in kinds
-    own: dict[str, Any] = {}
-    if "randaugment" in kinds:
-        own["randaugment"] = RandAugment(arm.randaugment_ops, arm.randaugment_magnitude)
-    if mixup or cutmix:
-        own["mixing"] = BatchMixing(mixup, cutmix, arm.mix_alpha, arm.mix_probability)
-    return own
-
-
-def _train_data(context: Context) -> classify_train.TrainData:
-    manifest, images = context.data
-    val, policy = manifest.rows("val"), manifest.rows("policy_val")
-    return classify_train.TrainData(
-        real=images,
-        train_rows=context.train_rows,
-        val_rows=val,
-        val_labels=manifest.labels[val],
-        image_shape=context.image_shape,
-        policy_rows=policy,
-        policy_labels=manifest.labels[policy],
-    )
-
-
-def mixed_data(
-    context: Context, arm_name: str, seed: int
-) -> tuple[controllers.Controller, classify_train.TrainData]:
-    """An arm's controller, and the images that its synthetic slots hold."""
-    arm = context.config.classify.arms[arm_name]
-    data = _train_data(context)
-    if arm.controller == "none":
-        return controllers.make(arm, data.counts, np.zeros_like(data.counts), seed), data
-    manifest, images = context.data
-    pool = PoolReader(context.folder("synthesize"), manifest.sha256)
-    learned = None
-    if "mixing" in context.specs and controllers.mirrored(arm) in LEARNED:
-        learned = functools.partial(policy_learning.controller, context, seed)
-    controller = controllers.make(arm, data.counts, pool.counts(), seed, learned)
-    first = controller.mixture(())  # in use are the same images in every round
-    if not first.in_use.any():
-        return controller, data
-    if first.replay:
-        rows = manifest.rows("train")
-        chosen = rows[controllers.replay_rows(manifest.labels[rows], first.in_use, seed)]
-        labels = manifest.labels[chosen]
-        extra_rows = [chosen[labels == k] for k in range(len(data.counts))]
-        return controller, dataclasses.replace(data, extra=images, extra_rows=extra_rows)
-    slots = [pool.rows(k)[:n] for k, n in enumerate(first.in_use)]
-    rows = shuffled(slots, seed) if arm.pool_labels == "shuffled" else slots
-    extra, extra_rows = _pool_images(pool, rows, context)
-    soft = None
-    labelled, used = np.concatenate(slots), np.concatenate(rows)
-    if (pool.columns["label_weight"][labelled] < 1).any():
-        # What is in a slot takes over all of the slot's label.
-        at = labelled
-        if extra is pool:
-            at = np.arange(len(pool))
-            at[used] = labelled
-        soft = classify_train.SoftLabels(
-            manifest.labels, pool.columns["source_label"][at], pool.columns["label_weight"][at]
-        )
-    return controller, dataclasses.replace(data, extra=extra, extra_rows=extra_rows, soft=soft)
-
-
-def shuffled(rows: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Rows [n_k] by class, permuted over all classes: each has as many, of whichever class.
-
-    What synthetic images then do for a classifier, they do not do by showing their classes. The
-    permutation depends on the seed and the number of rows alone.
-    """
-    order = np.random.default_rng((seed, 5)).permutation(np.concatenate(rows))
-    return np.split(order, np.cumsum([len(own) for own in rows])[:-1])
-
-
-def _pool_images(
-    pool: PoolReader, rows: list[np.ndarray], context: Context
-) -> tuple[Images, list[np.ndarray]]:
-    """Those images of the pool, by class, decoded once where they fit; and where they are then."""
-    counts = [len(held) for held in rows]
-    if sum(counts) * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
-        return pool, rows
-    ends = np.cumsum(counts)
-    used = np.concatenate(rows)
-    which = str(context.folder("synthesize")), used.tobytes()
-    decoded: Any = _decoded.get(which)
-    if decoded is None:
-        decoded = _decoded[which] = pool[used]  # an array serves as an image store
-    return decoded, np.split(np.arange(ends[-1]), ends[:-1])
-
-
-def _save_mixture(path: pathlib.Path, mixtures: Sequence[controllers.Mixture]) -> None:
-    description = [
-        {
-            "class_weight": mixture.class_weight.tolist(),
-            "share": mixture.share.tolist(),
-            "in_use": mixture.in_use.tolist(),
-            "unmet": mixture.unmet.tolist(),
-            "replay": mixture.replay,
-            **({} if mixture.factor is None else {"factor": mixture.factor.tolist()}),
-        }
-        for mixture in mixtures
-    ]
-    files.write_atomically(path, json.dumps(description), "the mixture")

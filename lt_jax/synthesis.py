@@ -5,7 +5,6 @@ never asked for: nothing here takes rows of the manifest but those of these thre
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
@@ -34,14 +34,12 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     config = context.config.synthesize
     preparation = Ledger()
     clock = Clock(preparation)
-    real = {split: context.evidence(split) for split in ("train", "policy_val", "val")}
-    whole = functools.partial(mesh.replicate, mesh=context.mesh)
-    unet = whole(trained.load(context.folder("generator"), context.generator, config.ema_length))
-    extractor = whole(context.classifier_params("extractor", context.config.extractor.model))
+    real = _real(context)
+    unet, extractor = _networks(context)
     gates = _gates(context, real, unet)
     wanted = synthesize.wanted_counts(config, context.data[0].counts("train"))
     with PoolWriter(folder, _info(context, gates)) as writer:
-        gates = whole(_with_limits(gates, writer.info))
+        gates = mesh.replicate(_with_limits(gates, writer.info), context.mesh)
         source, flops = _source(context, unet, extractor, gates)
         clock.read()
         costs = synthesize.synthesize(
@@ -61,6 +59,47 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     return costs
 
 
+def lower(context: Context) -> jax.stages.Lowered:
+    """The fused program as it is traced in `run`, of a finished generator and extractor."""
+    unet, extractor = _networks(context)
+    gates = mesh.replicate(_gates(context, _real(context), unet), context.mesh)
+    source, _ = _source(context, unet, extractor, gates)
+    candidates, _ = source.ask(np.zeros(1, np.int64))
+    return source.program.lower(*candidates)  # type: ignore[attr-defined]
+
+
+def _real(context: Context) -> dict[str, Evidence | None]:
+    """What the extractor says of real images, by split."""
+    return {split: context.evidence(split) for split in ("train", "policy_val", "val")}
+
+
+def _networks(context: Context) -> tuple[Params, Params]:
+    """Parameters of generator and extractor, on the devices."""
+    length, model = context.config.synthesize.ema_length, context.config.extractor.model
+    unet = trained.load(context.folder("generator"), context.generator, length)
+    extractor = context.classifier_params("extractor", model)
+    return mesh.replicate(unet, context.mesh), mesh.replicate(extractor, context.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """The fused program with what all batches share bound, of candidates on the host."""
+
+    program: Any
+    shared: tuple[Any, ...]
+    device_mesh: Mesh
+
+    def __call__(self, *candidates: Any) -> program.Judged:
+        return self.program(*self.shared, *self._placed(candidates))
+
+    def lower(self, *candidates: Any) -> jax.stages.Lowered:
+        return self.program.lower(*self.shared, *self._placed(candidates))
+
+    def _placed(self, candidates: tuple[Any, ...]) -> Any:
+        own = jax.tree.map(lambda rows: mesh.own(rows, self.device_mesh), candidates)
+        return mesh.put(own, self.device_mesh)
+
+
 def _source(
     context: Context, unet: Params, extractor: Params, gates: select.Gates
 ) -> tuple[synthesize.Source, float]:
@@ -72,13 +111,8 @@ def _source(
     stream = keys.stream(keys.root(config.seed), "synthesize")
     key = mesh.replicate(stream, context.mesh)
     compiled = program.make_program(config, networks, context.mesh)
-
-    def judged(*candidates: Any) -> program.Judged:
-        own = jax.tree.map(lambda rows: mesh.own(rows, context.mesh), candidates)
-        return compiled(unet, extractor, gates, key, *mesh.put(own, context.mesh))
-
     source = synthesize.Source(
-        program=judged,
+        program=_Bound(compiled, (unet, extractor, gates, key), context.mesh),
         requests=asked,
         num_classes=len(manifest.classes),
         batch_size=config.batch_size,

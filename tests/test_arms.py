@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from lt_jax import preflight, preflight_arms, stages
+from lt_jax import classification, preflight, preflight_arms
 from lt_jax import specs as specs_lib
 from lt_jax.config import ArmConfig, Config, ConfigError, FrozenDict
 
@@ -233,7 +233,7 @@ def test_an_arm_s_network_has_its_experts_and_a_dry_run_counts_them():
 
 def test_shuffled_rows_are_the_same_images_in_as_many_slots():
     rows = np.split(np.arange(100, 160), [30, 40])
-    first, again, other = (stages.shuffled(rows, seed) for seed in (0, 0, 1))
+    first, again, other = (classification.shuffled(rows, seed) for seed in (0, 0, 1))
     assert [len(own) for own in first] == [30, 10, 20]
     np.testing.assert_array_equal(np.sort(np.concatenate(first)), np.arange(100, 160))
     np.testing.assert_array_equal(np.concatenate(first), np.concatenate(again))

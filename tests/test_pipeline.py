@@ -14,8 +14,8 @@ import time
 import numpy as np
 import pytest
 
+from lt_jax import classification, dry_run, pipeline
 from lt_jax import config as config_lib
-from lt_jax import dry_run, pipeline
 from lt_jax import specs as specs_lib
 from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
@@ -195,7 +195,7 @@ def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, 
     run = copied(pipeline.Pipeline(config, tmp_path / "run"), ordinary)
     run.run(["classify"])
     stores = [
-        pipeline.stages.mixed_data(run.context(), "synthetic_fill_to_head", seed)[1].extra
+        classification.mixed_data(run.context(), "synthetic_fill_to_head", seed)[1].extra
         for seed in (0, 1)
     ]
     assert stores[0] is stores[1]  # on the devices once, then

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lt_jax import classification, pipeline, policy_learning, preflight, preflight_arms
 from lt_jax import config as config_lib
-from lt_jax import pipeline, policy_learning, preflight, preflight_arms, stages
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
@@ -78,7 +78,7 @@ def test_every_arm_gets_what_the_policies_say(finished):
             found, given = ([entry["share"] for entry in held] for held in (mixture, schedule))
             np.testing.assert_array_equal(found, np.where(offered, given, 0))
         lived = context.folder(f"classify/live/seed{seed}")
-        controller, _ = stages.mixed_data(context, "live", seed)
+        controller, _ = classification.mixed_data(context, "live", seed)
         assert isinstance(controller, learned.Learned)
         history = [
             Feedback(**{name: np.asarray(value) for name, value in entry.items()})

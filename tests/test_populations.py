@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from lt_jax import classification, pipeline, populations
 from lt_jax import config as config_lib
-from lt_jax import pipeline, populations, stages
 from lt_jax.runtime import faults, mesh
 from tests.test_pipeline import assert_same_predictions, copied, tiny
 
@@ -80,9 +80,9 @@ def test_what_is_left_of_a_population_on_devices_has_whole_batches_too(tmp_path,
     context = run_of(tmp_path, runtime=runtime).context()
     assert context.config.classify.batch_size % 3
     object.__setattr__(context, "mesh", mesh.make_mesh(3))
-    assert stages.classifying(context).mesh.size == devices
+    assert classification.on_its_devices(context).mesh.size == devices
     object.__setattr__(context, "mesh", mesh.make_mesh(2))  # who can share a batch do
-    assert stages.classifying(context).mesh.size == 2
+    assert classification.on_its_devices(context).mesh.size == 2
 
 
 def test_a_population_that_devices_do_not_divide_is_refused(tmp_path):

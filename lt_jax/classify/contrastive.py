@@ -205,20 +205,29 @@ def learn(
       Parameters of the classifier's network, its head zero, and the cost. Each image of a batch
       is counted twice, once for each view.
     """
-    optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    state, costs = training.train(
-        training.Training(
-            step=make_step(dataclasses.replace(config, seed=0), len(rows), job.mesh),
-            state=train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
-            stream=make_stream(config, images, rows, job.runtime.loader_workers),
-            key=keys.stream(keys.root(config.seed), "train"),
-            job=job,
-            ends=[config.steps],
-            batch=(config.batch_size, "config.extractor.batch_size"),
-        )
-    )
+    state, costs = training.train(describe(config, images, rows, image_shape, job))
     costs = dataclasses.replace(costs, images=2 * costs.images)
     return state.params["network"], costs
+
+
+def describe(
+    config: ExtractorConfig,
+    images: Images,
+    rows: Sequence[np.ndarray],
+    image_shape: tuple[int, int, int],
+    job: Job,
+) -> training.Training:
+    """The training of `learn`, whose arguments it takes."""
+    optimizer = train_state.make_optimizer(config.optimizer, config.steps)
+    return training.Training(
+        step=make_step(dataclasses.replace(config, seed=0), len(rows), job.mesh),
+        state=train_state.create(init(config, len(rows), image_shape), optimizer, ema=False),
+        stream=make_stream(config, images, rows, job.runtime.loader_workers),
+        key=keys.stream(keys.root(config.seed), "train"),
+        job=job,
+        ends=[config.steps],
+        batch=(config.batch_size, "config.extractor.batch_size"),
+    )
 
 
 def train(

@@ -106,44 +106,53 @@ def finish(
     """
     if second.kind == "tau_norm":
         return _normalised(recipe, data, params, job)
+    state, costs = training.train(describe(second, recipe, data, mixture, params, job))
+    return _whole(second, params, state), costs
+
+
+def describe(
+    second: SecondStage,
+    recipe: train.Recipe,
+    data: train.TrainData,
+    mixture: Mixture,
+    params: Params,
+    job: Job,
+) -> training.Training:
+    """The training of `crt` or `lws`, of the arguments of `finish`."""
     classes = len(data.train_rows)
-    head = mesh.fetch(params["head"])  # type: ignore[index]
     stream = train.make_stream(recipe, data, job.runtime)
-    step = make_step(dataclasses.replace(recipe, seed=0), second, classes, job.mesh)
     tags = {**job.tags, "second_stage": second.kind}
-    own = dataclasses.replace(job, folder=job.folder / FOLDER, tags=tags)
-    own.folder.mkdir(exist_ok=True)
 
     def before(number: int) -> Params:
         del number
         stream.set_mixture(np.full(classes, 1 / classes), mixture.share)
         return params
 
-    def whole_network(state: train_state.TrainState) -> dict[str, Any]:
-        learned = attach(second.kind, {"head": head}, mesh.fetch(state.params))
-        return {**params, **learned}  # type: ignore[dict-item]
-
     def after(until: int, state: train_state.TrainState, writer: MetricWriter) -> None:
         if len(data.val_rows):
             forward = predict.make_forward(recipe.model, classes, job.mesh)
-            found = whole_network(state)
+            found = _whole(second, params, state)
             writer.write(until, train.validate(forward, found, data, recipe.batch_size))
 
-    fresh = start_of(second.kind, head)
-    state, costs = training.train(
-        training.Training(
-            step=step,
-            state=train_state.create(fresh, _optimizer(recipe, second), ema=False),
-            stream=stream,
-            key=keys.stream(keys.root(recipe.seed), "second_stage"),
-            job=own,
-            ends=[second.steps],
-            batch=(recipe.batch_size, train.BATCH_FIELD),
-            before=before,
-            after=after,
-        )
+    fresh = start_of(second.kind, mesh.fetch(params["head"]))  # type: ignore[index]
+    return training.Training(
+        step=make_step(dataclasses.replace(recipe, seed=0), second, classes, job.mesh),
+        state=train_state.create(fresh, _optimizer(recipe, second), ema=False),
+        stream=stream,
+        key=keys.stream(keys.root(recipe.seed), "second_stage"),
+        job=dataclasses.replace(job, folder=job.folder / FOLDER, tags=tags),
+        ends=[second.steps],
+        batch=(recipe.batch_size, train.BATCH_FIELD),
+        before=before,
+        after=after,
     )
-    return whole_network(state), costs
+
+
+def _whole(second: SecondStage, params: Params, state: train_state.TrainState) -> dict[str, Any]:
+    """The network's parameters, with what the second stage has learned."""
+    head = mesh.fetch(params["head"])  # type: ignore[index]
+    learned = attach(second.kind, {"head": head}, mesh.fetch(state.params))
+    return {**params, **learned}  # type: ignore[dict-item]
 
 
 def curves(folder: pathlib.Path, steps: int) -> list[dict[str, Any]]:

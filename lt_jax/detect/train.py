@@ -157,6 +157,12 @@ def train(
       ConfigError: a batch that the devices cannot share evenly.
       NonFiniteError, Preempted: see `Loop.run`.
     """
+    state, costs = training.train(describe(recipe, data, job))
+    return state.params, costs
+
+
+def describe(recipe: Recipe, data: TrainData, job: Job) -> training.Training:
+    """The training of a detector in `job.folder`."""
     optimizer = train_state.make_optimizer(recipe.optimizer, recipe.steps)
     # Everything but the seed: seeds share one compiled step.
     alike = dataclasses.replace(recipe, seed=0)
@@ -177,20 +183,17 @@ def train(
             )
             metrics.write(until, data.look(found))
 
-    state, costs = training.train(
-        training.Training(
-            step=make_step(alike, size, job.mesh),
-            state=train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
-            stream=stream,
-            key=keys.stream(keys.root(recipe.seed), "train"),
-            job=job,
-            ends=edges[1:].tolist(),
-            batch=(recipe.batch_size, "config.detect.batch_size"),
-            before=before,
-            after=after,
-        )
+    return training.Training(
+        step=make_step(alike, size, job.mesh),
+        state=train_state.create(init(recipe, data.image_shape), optimizer, ema=False),
+        stream=stream,
+        key=keys.stream(keys.root(recipe.seed), "train"),
+        job=job,
+        ends=edges[1:].tolist(),
+        batch=(recipe.batch_size, "config.detect.batch_size"),
+        before=before,
+        after=after,
     )
-    return state.params, costs
 
 
 def _stream(recipe: Recipe, data: TrainData, runtime: RuntimeConfig) -> MixedStream:

@@ -126,29 +126,68 @@ def train(
 ) -> Ledger:
     """Trains, or goes on training, in `job.folder`, and saves there what `trained.load` reads.
 
+    Args: as of `describe`.
+
+    Returns:
+      What the training has cost.
+    """
+    config = generator.config
+    frozen, trainable = _parts(generator, base)
+    if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
+        average = ema_rule(config).init(trainable)
+        for step in trained.snapshot_steps(config):
+            _keep(job.folder, config, frozen, average, step)
+        _finish(job.folder, config, frozen, average)
+        return Ledger()
+    frozen = mesh.distribute(frozen, job.mesh)
+    state, costs = training.train(
+        _describe(generator, images, rows, job, columns, frozen, trainable)
+    )
+    _finish(job.folder, config, frozen, state.ema)
+    return costs
+
+
+def describe(
+    generator: Generator,
+    images: Images,
+    rows: Sequence[np.ndarray],
+    job: Job,
+    columns: Mapping[str, Any] | None = None,
+    base: Params | None = None,
+) -> training.Training | None:
+    """The training of a generator in `job.folder`; None where nothing of it is to be trained.
+
     Args:
       generator: what is trained.
       images: the image store.
       rows: train rows [n_k] of each class in it.
       columns: what else is known of its images; see `annotations`.
       base: parameters to adapt; see `GeneratorConfig.adapt`.
-
-    Returns:
-      What the training has cost.
     """
+    frozen, trainable = _parts(generator, base)
+    if not jax.tree.leaves(trainable):
+        return None
+    return _describe(generator, images, rows, job, columns, frozen, trainable)
+
+
+def _parts(generator: Generator, base: Params | None) -> tuple[Any, Any]:
+    """What stays as it is of a generator's parameters, and a start of what is trained."""
+    adapter, fresh = _adapter(generator.config), generator.init()
+    return adapter.init(_key(generator.config, "adapt"), base, fresh) if adapter else ((), fresh)
+
+
+def _describe(
+    generator: Generator,
+    images: Images,
+    rows: Sequence[np.ndarray],
+    job: Job,
+    columns: Mapping[str, Any] | None,
+    frozen: Any,
+    trainable: Any,
+) -> training.Training:
     config = generator.config
     counts = tuple(len(r) for r in rows)
-    adapter, fresh = _adapter(config), generator.init()
-    frozen, trainable = adapter.init(_key(config, "adapt"), base, fresh) if adapter else ((), fresh)
-    rule = ema_rule(config)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
-    if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
-        average = rule.init(trainable)
-        for step in trained.snapshot_steps(config):
-            _keep(job.folder, config, frozen, average, step)
-        _finish(job.folder, config, frozen, average)
-        return Ledger()
-    frozen = mesh.distribute(frozen, job.mesh)
     read = examples.needed(columns or {}, generator)
     stream = MixedStream(
         images,
@@ -170,21 +209,17 @@ def train(
         del metrics
         _keep(job.folder, config, frozen, state.ema, until)
 
-    state, costs = training.train(
-        training.Training(
-            step=make_step(generator, counts, job.mesh),
-            state=train_state.create(trainable, optimizer, rule),
-            stream=stream,
-            key=_key(config, "train"),
-            job=job,
-            ends=trained.snapshot_steps(config),
-            batch=(config.batch_size, "config.generator.batch_size"),
-            before=before,
-            after=after,
-        )
+    return training.Training(
+        step=make_step(generator, counts, job.mesh),
+        state=train_state.create(trainable, optimizer, ema_rule(config)),
+        stream=stream,
+        key=_key(config, "train"),
+        job=job,
+        ends=trained.snapshot_steps(config),
+        batch=(config.batch_size, "config.generator.batch_size"),
+        before=before,
+        after=after,
     )
-    _finish(job.folder, config, frozen, state.ema)
-    return costs
 
 
 def _keep(

@@ -1,10 +1,13 @@
 """One training from its first step to its last, in rounds, or several side by side."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lt_jax.runtime import loop, population, record
+import jax
+
+from lt_jax.runtime import loop, mesh, population, record
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Ledger
 from lt_jax.runtime.metrics import MetricWriter
@@ -83,6 +86,33 @@ def train_together(trainings: Sequence[Training], how: str) -> list[tuple[TrainS
     if how == "devices" and len(trainings) % devices:
         raise ValueError(f"{len(trainings)} trainings for {devices} devices; takes a multiple")
     return _train(trainings, population.Together(first.job.mesh, how))
+
+
+def lower(trainings: Sequence[Training], how: str = "") -> jax.stages.Lowered:
+    """The program of a step of `train`, or of `train_together` by `how`, as it is traced there.
+
+    Reads a batch of each stream, which is closed; writes nothing.
+
+    Raises:
+      ConfigError: as `train`.
+    """
+    first = trainings[0]
+    device_mesh = first.job.mesh
+    layout = population.Together(device_mesh, how) if how else population.Alone(device_mesh)
+    layout.check(*first.batch)
+    contexts, batches = [], []
+    for own in trainings:
+        with contextlib.closing(own.stream):
+            own.stream.restrict(*mesh.part(device_mesh))
+            own.stream.seek(0, None)
+            contexts.append(own.before(0))
+            batches.append(next(own.stream))
+    return layout.program(first.step).lower(
+        layout.restored([layout.target(own.state) for own in trainings]),
+        layout.batch(batches),
+        layout.key(layout.keys([own.key for own in trainings]), 0),
+        layout.context(contexts),
+    )
 
 
 def _train(

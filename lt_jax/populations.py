@@ -35,7 +35,7 @@ def train(specs: Sequence[Spec], context: Context) -> None:
     unfinished = distributed.agree(
         [i for i, spec in enumerate(specs) if not context.store.done(spec)]
     )
-    left = _distinct([specs[i] for i in unfinished])
+    left = distinct([specs[i] for i in unfinished])
     steps = distributed.agree([_standing(spec, context) for spec in left])
     # Those who stand furthest come first: where one stops the run, it stops the fewest others.
     groups = chunks(left, context, [-step for step in steps])
@@ -134,7 +134,7 @@ def _standing(spec: Spec, context: Context) -> int:
     return checkpoint.newest(context.store.folder(spec) / "checkpoints")
 
 
-def _distinct(specs: Sequence[Spec]) -> list[Spec]:
+def distinct(specs: Sequence[Spec]) -> list[Spec]:
     """Without arms that are others by another name, whose folders are the same."""
     return list({spec.key: spec for spec in reversed(specs)}.values())[::-1]
 

@@ -34,7 +34,7 @@ def formed(run, devices=1, order=None):
     context = run.context()
     object.__setattr__(context, "mesh", mesh.make_mesh(devices))
     specs = [spec for spec in run.specs if spec.stage.startswith("classify/")]
-    distinct = populations._distinct(specs)
+    distinct = populations.distinct(specs)
     chunks = populations.chunks(distinct, context, order and order(distinct))
     return [[spec.stage.removeprefix("classify/") for spec in chunk] for chunk in chunks]
 

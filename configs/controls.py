@@ -1,9 +1,11 @@
-r"""Every control and every baseline of the long-tail literature on the digits, at equal steps.
+r"""Every control and every baseline of the long-tail literature on a data set, at equal steps.
 
     python -m lt_jax.main --config=configs/controls.py --workdir=runs/controls
+    python -m lt_jax.main --config=configs/controls.py:phantom --workdir=runs/controls_phantom
 
-Data, networks, generator and recipe are those of `digits`; what differs is the arms, each with 300
-steps of 128 images in all, a second stage's among them (a fifth).
+Data, networks, generator and recipe are those of the config named behind the colon (`digits` where
+none is); what differs is the arms, each with as many steps in all, a second stage's among them (a
+fifth). On the digits these are 300 of 128 images.
 
 Takes a quarter of an hour on two idle cores, by the pace of its quickest runs (52 min of stages'
 time with six other programs on them); gives (3 seeds) these balanced accuracies and, over those of
@@ -39,17 +41,27 @@ methods. ResNet-32 and ResNet-18 are for `cifar10_lt` and its like:
     --config.classify.model.kind=resnet --config.classify.model.resnet.variant=resnet32
 """
 
+import importlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import digits
 from lt_jax import config as config_lib
 
 
-def get_config() -> ConfigDict:
-    """The locked config."""
-    config: Any = digits.get_config()
+def get_config(of: str = "digits") -> ConfigDict:
+    """The locked config: that of `configs/<of>.py` with these arms.
+
+    Raises:
+      ConfigError: there is no such config.
+    """
+    try:
+        config: Any = importlib.import_module(f"configs.{of}").get_config()
+    except ModuleNotFoundError as error:
+        raise config_lib.ConfigError(
+            f"configs/controls.py: got {of!r}; takes the name of a file of configs/, such as "
+            "digits, phantom or ham10000"
+        ) from error
     filled = {"controller": "fill_to_head"}
     with config.unlocked():
         config.classify.arms = config_lib.arms(

@@ -1,12 +1,14 @@
 """Arms with controls, second stages and ensembles through the pipeline, from pool to report."""
 
+import importlib
 import json
 
 import numpy as np
 import pytest
 
 from configs import controls
-from lt_jax import pipeline, preflight
+from lt_jax import config as config_lib
+from lt_jax import pipeline, preflight, specs
 from lt_jax.runtime import metrics
 from tests.test_pipeline import tiny
 
@@ -72,3 +74,21 @@ def test_a_finished_arm_of_experts_is_read_as_any_other(finished):
     stage = "classify/synthetic_balpoe/seed0"
     params = finished.context().classifier_params(stage, model)
     assert {"expert_0_head", "expert_1_head", "expert_2_head"} < set(params)
+
+
+@pytest.mark.parametrize("of", ["phantom", "ham10000", "busi"])
+def test_controls_of_another_data_set_are_its_config_with_all_arms(of):
+    config = controls.get_config(of)
+    own = importlib.import_module(f"configs.{of}").get_config()
+    assert config.classify.arms.to_dict() == controls.get_config().classify.arms.to_dict()
+    assert (config.data, config.generator, config.synthesize) == (
+        own.data,
+        own.generator,
+        own.synthesize,
+    )
+    assert specs.of(config_lib.build(config_lib.Config, config))
+
+
+def test_controls_of_no_config_are_refused():
+    with pytest.raises(config_lib.ConfigError, match="takes the name of a file of configs/"):
+        controls.get_config("nope")

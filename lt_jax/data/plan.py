@@ -20,7 +20,7 @@ import functools
 import numpy as np
 
 GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
-_BLOCK = 1024  # batches whose counts are summed once and kept
+_BLOCK = 32  # batches whose counts are summed once and kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,25 +147,24 @@ def _batch_counts(segment: Segment, batch_size: int, batches: np.ndarray) -> np.
     return np.diff(np.concatenate([np.zeros_like(full), below, full], axis=1), axis=1)
 
 
-@functools.lru_cache(maxsize=4096)
-def _block_counts(segment: Segment, batch_size: int, block: int) -> np.ndarray:
-    """Counts [2 k] in the first `block` blocks of a segment."""
-    if block == 0:
-        return np.zeros(2 * len(segment.share), np.int64)
-    batches = np.arange((block - 1) * _BLOCK, block * _BLOCK)
-    before = _block_counts(segment, batch_size, block - 1)
-    return before + _batch_counts(segment, batch_size, batches).sum(axis=0)
+@functools.lru_cache(maxsize=64)
+def _known(segment: Segment, batch_size: int) -> dict[int, np.ndarray]:
+    """Counts [2 k] in the first n blocks of a segment, by n, as far as they have been asked for.
+
+    It is filled in by whoever asks next, in any thread: each number has one right entry.
+    """
+    return {0: np.zeros(2 * len(segment.share), np.int64)}
 
 
 def _counts_before(segment: Segment, batch_size: int, batch: int) -> np.ndarray:
     """Counts [2 k] in batches 0..batch-1 of a segment."""
-    whole = batch // _BLOCK
-    for block in range(whole):  # bottom up: a deep recursion would overflow on long trainings
-        _block_counts(segment, batch_size, block)
+    known, whole = _known(segment, batch_size), batch // _BLOCK
+    last = next(n for n in range(whole, -1, -1) if n in known)
+    for n in range(last, whole):
+        batches = np.arange(n * _BLOCK, (n + 1) * _BLOCK)
+        known[n + 1] = known[n] + _batch_counts(segment, batch_size, batches).sum(axis=0)
     rest = np.arange(whole * _BLOCK, batch)
-    return _block_counts(segment, batch_size, whole) + _batch_counts(segment, batch_size, rest).sum(
-        axis=0
-    )
+    return known[whole] + _batch_counts(segment, batch_size, rest).sum(axis=0)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -15,6 +15,16 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+_SAID: dict[str, str] = {}  # of each topic, the last line
+
+
+def say_of(name: str, topic: str, line: str) -> None:
+    """`say`s the line of `name`, unless the same was said last of the topic, of whichever name."""
+    if _SAID.get(topic) != line:
+        _SAID[topic] = line
+        say(f"{name}: {line}")
+
+
 class Progress:
     """Shows stage, step, rate and time left of one piece of work; a context manager, too."""
 

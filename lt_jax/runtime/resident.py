@@ -33,7 +33,8 @@ class Drawing(Protocol):
 def settle(streams: Sequence[Any], job: Job, name: str = "") -> jax.Array | None:
     """Puts the images of all `streams` on the devices, and has them give numbers, or leaves both.
 
-    Says which, and why, in a line that begins with `name`, or that of the job.
+    Says which, and why, in a line that begins with `name`, or that of the job; once where trainings
+    that follow each other would say the same.
 
     Returns:
       The images [n h w c], whole on every device of `job.mesh`; None: batches hold pixels.
@@ -49,7 +50,7 @@ def settle(streams: Sequence[Any], job: Job, name: str = "") -> jax.Array | None
     if not drawn:
         return None
     fits, told = _judge(list(drawn.values()), [rows[which] for which in drawn], job)
-    progress.say(f"{name or job.name}: {told}")
+    progress.say_of(name or job.name, "images", told)
     if not fits:
         return None
     held, tables, count = [], {}, 0

@@ -11,7 +11,7 @@ from lt_jax.classify import train
 from lt_jax.config import RuntimeConfig
 from lt_jax.data.images import ArrayImages
 from lt_jax.data.stream import MixedStream
-from lt_jax.runtime import mesh, resident
+from lt_jax.runtime import mesh, progress, resident
 from lt_jax.runtime.job import Job
 from tests.classify import test_train as classifier
 
@@ -20,6 +20,11 @@ REAL = np.random.default_rng(0).integers(0, 256, (70, 4, 4, 3), dtype=np.uint8)
 EXTRA = np.random.default_rng(1).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
 DRAWN = 3 * 20 + 3 * 9  # of which images
 data = classifier.data  # the fixture
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    monkeypatch.setattr(progress, "_SAID", {})
 
 
 def make(real=REAL, extra=EXTRA):
@@ -113,6 +118,12 @@ def test_a_line_says_where_images_are_and_why(stream, limit, line, capsys):
     store = resident.settle([stream], job_of(resident_mib=limit))
     assert line in capsys.readouterr().err
     assert (store is not None) == ("kept" in line)
+
+
+def test_trainings_that_follow_each_other_say_the_same_once(capsys):
+    for limit in (256, 256, 0, 256):
+        resident.settle([make()], job_of(resident_mib=limit))
+    assert capsys.readouterr().err.count("toy 3: ") == 3
 
 
 def test_cpu_devices_share_a_memory(capsys):

@@ -31,8 +31,9 @@ SCHEMAS: dict[str, int] = {
     **dict.fromkeys(STAGES, 1),
     "generator": 2,
     "synthesize": 4,
+    "audit": 2,
     "classify": 2,
-    "report": 7,
+    "report": 8,
 }
 
 # Fields of an arm that only these rules read; they stay out of the keys of others.

@@ -14,16 +14,14 @@ otherwise than val.
 
 Membership: an attacker guesses by the generator's loss (`diffusion.membership`) which images were
 in train. Members are train images and non-members held-out ones of the same classes, as many of
-each class. AUROC is 1/2 where nothing shows; what counts is whom the attacker is sure of (Carlini
-et al. 2022, arXiv:2112.03570), the true positive rate at a false positive rate of 1%:
-
-  TPR = max over thresholds c with #{non-members above c} <= 0.01 n of #{members above c} / m  (3)
+each class. AUROC is 1/2 where nothing shows; whom the attacker is sure of, the true positive rate
+at a false positive rate of 1% says (`roc`).
 
 Three attackers: by the loss at one time; by its mean over times, each log-loss less its mean and
 over its deviation over all audited images, which needs no knowledge of who is a member; and one
-that has learned from other members and non-members which times to trust (`cross_fitting`). The
-attack is of the plain kind: shadow generators trained with and without an image see more, so that
-1/2 here is no proof, and more than 1/2 is one.
+that has learned from other members and non-members which times to trust (`cross_fitting`), and is
+judged fold by fold. The attack is of the plain kind: shadow generators trained with and without an
+image see more, so that 1/2 here is no proof, and more than 1/2 is one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,15 +31,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lt_jax.errors import UserError
-from lt_jax.evaluate.images import cross_fitting
+from lt_jax.evaluate.images import cross_fitting, roc
 from lt_jax.evaluate.images.cross_fitting import Area
 from lt_jax.evaluate.statistics import intervals, multiplicity
 
-FPR = 0.01
-RESOLVED = 100  # non-members from which on one alone is no more than 1% of them
 QUANTILES = {"p5": 0.05, "median": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 BINS = 40
-POINTS = 200  # of a ROC curve, at most
 
 
 class PrivacyError(UserError, ValueError):
@@ -203,7 +198,7 @@ def attack(
       {"member", "non_member"} of the loss}], "mean": an entry, "calibrated": an entry or None,
       "per_class": [{"class", an entry by the mean, or "reason"}], "reasons": {what is None: why}}.
       An entry is {"auroc", "ci95", "p" (against 1/2), numbers of images and groups, "tpr": see
-      `tpr_at`, "roc": {"fpr", "tpr"}, POINTS at most (not of a class)}.
+      `roc.tpr_at`, "roc": `roc.curve` (not of a class)}.
 
     Raises:
       PrivacyError: no member, no non-member, or losses that are not above 0 and finite.
@@ -240,51 +235,6 @@ def attack(
     }
 
 
-def tpr_at(
-    scores: Float[np.ndarray, "n"],
-    positive: Bool[np.ndarray, "n"],
-    groups: Int[np.ndarray, "n"],
-    fpr: float = FPR,
-) -> dict[str, Any]:
-    """Equation (3): the highest true positive rate at a false positive rate of at most `fpr`.
-
-    Args:
-      scores: higher for positives; images tied at a threshold are above it together.
-      positive: which images are.
-      groups: codes, for the interval.
-      fpr: in [0, 1).
-
-    Returns:
-      {"fpr": asked, "tpr", "ci95": Wilson's, by the effective number of groups, the threshold
-      taken as given, "n", "n_negative": images, "resolved": whether one negative is no more than
-      `fpr` of them, "reason": None, or why not: then it is the rate at which none is passed}.
-    """
-    negatives = np.sort(scores[~positive])[::-1]
-    allowed = int(np.floor(fpr * len(negatives) + 1e-9))
-    # Above the first negative that may not pass; a positive tied with it would pass with it.
-    hits = scores > (negatives[allowed] if allowed < len(negatives) else -np.inf)
-    n, resolved = len(negatives), bool(fpr * len(negatives) + 1e-9 >= 1)
-    reason = None if resolved else f"{n} non-members do not resolve {fpr:.0%}: none of them passes"
-    return {
-        "fpr": fpr,
-        "tpr": float(hits[positive].mean()),
-        "ci95": intervals.share_of(hits.astype(float), groups, positive),
-        "n": int(positive.sum()),
-        "n_negative": n,
-        "resolved": resolved,
-        "reason": reason,
-    }
-
-
-def roc(scores: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> dict[str, list[float]]:
-    """False and true positive rates from (0, 0) to (1, 1), at most POINTS of them."""
-    from sklearn.metrics import roc_curve
-
-    false, true, _ = roc_curve(positive, scores)
-    kept = np.unique(np.linspace(0, len(false) - 1, POINTS).round().astype(int))
-    return {"fpr": false[kept].tolist(), "tpr": true[kept].tolist()}
-
-
 def area_entry(found: Area) -> dict[str, Any]:
     """An AUROC as JSON."""
     return {
@@ -305,7 +255,8 @@ def _judged(
     fold: Int[np.ndarray, "n"] | None = None,
 ) -> dict[str, Any]:
     found = area_entry(cross_fitting.area(scores, member, groups, fold))
-    return {**found, "tpr": tpr_at(scores, member, groups), "roc": roc(scores, member)}
+    tpr = roc.tpr_at(scores, member, groups, fold)
+    return {**found, "tpr": tpr, "roc": roc.curve(scores, member, fold)}
 
 
 def _of_class(
@@ -318,7 +269,7 @@ def _of_class(
     if not members or not others:
         return {"reason": f"{members} members and {others} non-members; takes one of both"}
     mine = scores[own], member[own], groups[own]
-    return {**area_entry(cross_fitting.area(*mine)), "tpr": tpr_at(*mine)}
+    return {**area_entry(cross_fitting.area(*mine)), "tpr": roc.tpr_at(*mine)}
 
 
 def _check(

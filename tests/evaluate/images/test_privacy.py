@@ -104,30 +104,6 @@ def test_nothing_to_compare_is_an_error():
         )
 
 
-@pytest.mark.parametrize("n", [100, 257])
-def test_tpr_is_that_of_a_naive_loop_over_thresholds(n):
-    rng = np.random.default_rng(n)
-    positive = np.arange(2 * n) < n
-    scores = np.round(rng.normal(size=2 * n) + 1.5 * positive, 1)  # with ties
-    for fpr in (0.0, 0.01, 0.1, 0.5):
-        best = 0.0
-        for threshold in [*scores, np.inf]:
-            above = scores >= threshold
-            if above[~positive].mean() <= fpr:
-                best = max(best, above[positive].mean())
-        found = privacy.tpr_at(scores, positive, np.arange(2 * n), fpr)
-        assert found["tpr"] == pytest.approx(best)
-        assert found["ci95"] == intervals.wilson(best, n)
-
-
-def test_too_few_non_members_for_one_percent_are_told():
-    positive = np.arange(199) < 100
-    found = privacy.tpr_at(np.arange(199.0), positive, np.arange(199))
-    assert not found["resolved"] and "99 non-members" in found["reason"] and found["tpr"] == 0
-    whole = privacy.tpr_at(np.arange(200.0), np.arange(200) < 100, np.arange(200))
-    assert whole["resolved"] and whole["reason"] is None
-
-
 def test_areas_are_scikit_learn_s():
     x, member, labels, groups = losses(0, gap=0.7)
     found = attack(x, member, labels, groups)
@@ -157,6 +133,14 @@ def test_who_was_never_seen_is_not_told_apart():
     for name in names:
         assert abs(np.mean(areas[name]) - 0.5) < 4 * np.std(areas[name]) / np.sqrt(5), name
     assert missed <= 3  # of 10, 5% each
+
+
+def test_the_learned_attacker_is_judged_fold_by_fold():
+    """Its curve has its area; too few non-members in a fold for 1% are told."""
+    found = attack(*losses(5, gap=1.0))["calibrated"]
+    area = np.trapezoid(found["roc"]["tpr"], found["roc"]["fpr"])
+    assert area == pytest.approx(found["auroc"], abs=1e-9)
+    assert "24 non-members in a fold" in found["tpr"]["reason"] and not found["tpr"]["resolved"]
 
 
 def test_the_learned_attacker_trusts_the_time_that_tells():

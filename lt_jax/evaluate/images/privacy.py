@@ -5,12 +5,15 @@ likeness to the train image most like it, beside that of held-out real images, c
 either the same distribution is meant where the generator has learned its class and copied nothing:
 
   KS     sup_x |F_synthetic(x) - F_val(x)|, two-sided, and one-sided for "synthetic is nearer" (1)
-  beyond share of synthetic images more like train than the most alike of m val images;
-         a fresh image is so with probability 1 / (m + 1)                                     (2)
+  beyond number K of n synthetic images more like train than the most alike of m val images:
+         K ~ BetaBinomial(n, 1, m), P(K >= k) = prod_{i < k} (n - i) / (n + m - i)            (2)
 
-(1) takes independent images: one of each group of val, drawn by seed. For all classes together as
-many images of each class are taken from both sides, or the test would see that a pool is composed
-otherwise than val.
+In (2) a fresh image is beyond with probability 1 / (m + 1), but all n are held against one and the
+same val image, so that K varies far more than a binomial: its share has the null's quantiles beside
+it, and p, and no interval of independent trials. Both take independent images: one of each group of
+val, drawn by seed. For all classes together, (1) takes as many images of each class from both
+sides, or it would see that a pool is composed otherwise than val; (2) adds up the classes, each
+held against its own val images, as independent.
 
 Membership: an attacker guesses by the generator's loss (`diffusion.membership`) which images were
 in train. Members are train images and non-members held-out ones of the same classes, as many of
@@ -67,8 +70,9 @@ def nearness(
       entry of as many images of each class on both sides}}. An entry is {"n", "n_val": images,
       "synthetic" and "val": {*QUANTILES, "histogram": [BINS]}, "ks": {"statistic", "p",
       "p_nearer", "n", "n_val": images of the test} and Holm's "p_holm" over classes, "beyond":
-      {"count", "share", "ci95" (Wilson), "expected": 1 / (n_val + 1)}, "reasons": {what is None:
-      why}}. In the overall entry "beyond" counts images beyond their own class's val maximum.
+      {"count", "n", "n_val", "share", "expected", "expected95": share and its middle 95% if alike,
+      "p": one-sided, of no fewer} and "p_holm", "reasons": {what is None: why}}. In the overall
+      entry "beyond" counts images beyond their own class's val maximum.
 
     Raises:
       PrivacyError: no synthetic or no val image was measured.
@@ -108,27 +112,23 @@ class _Side:
 def _measure(synthetic: _Side, val: _Side, classes: Sequence[str], seed: int) -> dict[str, Any]:
     both = np.concatenate([synthetic.values, val.values])
     edges = np.linspace(min(float(np.quantile(both, 0.005)), 1 - 1e-6), 1.0, BINS + 1)
-    entries, beyond, matched = [], [], ([], [])
+    entries, matched = [], ([], [])
     for k, name in enumerate(classes):
         rng = np.random.default_rng((seed, k))
         mine, theirs = (side.of(np.flatnonzero(side.labels == k)) for side in (synthetic, val))
         entries.append({"class": name, **_entry(mine, theirs, edges, rng)})
-        if len(theirs.values):
-            expected = np.full(len(mine.values), 1 / (len(theirs.values) + 1))
-            beyond.append((mine.values > theirs.values.max(), expected))
         count = min(len(mine.values), len(theirs.values))
         for side, into in zip((mine, theirs), matched, strict=True):
             into.append(side.of(rng.permutation(len(side.values))[:count]))
-    adjusted = multiplicity.adjust({e["class"]: (e["ks"] or {}).get("p") for e in entries})
-    for entry in entries:
-        if entry["ks"]:
-            entry["ks"]["p_holm"] = adjusted[entry["class"]][0]
+    for test in ("ks", "beyond"):
+        adjusted = multiplicity.adjust({e["class"]: (e[test] or {}).get("p") for e in entries})
+        for entry in entries:
+            if entry[test]:
+                entry[test]["p_holm"] = adjusted[entry["class"]][0]
     rng = np.random.default_rng((seed, len(classes)))
     overall = _entry(_joined(matched[0]), _joined(matched[1]), edges, rng)
-    overall["beyond"] = None
-    if any(len(hits) for hits, _ in beyond):  # over the classes' own maxima, of all their images
-        hits, expected = (np.concatenate(parts) for parts in zip(*beyond, strict=True))
-        overall["beyond"] = _share(hits) | {"expected": float(expected.mean())}
+    own = [entry["beyond"] for entry in entries if entry["beyond"]]
+    overall["beyond"] = _beyond([(b["count"], b["n"], b["n_val"]) for b in own]) if own else None
     return {"edges": edges.tolist(), "classes": entries, "overall": overall}
 
 
@@ -163,14 +163,31 @@ def _entry(
         "n": n,
         "n_val": len(alone.values),
     }
-    entry["beyond"] = _share(synthetic.values > val.values.max()) | {"expected": 1 / (m + 1)}
+    count = int((synthetic.values > alone.values.max()).sum())
+    entry["beyond"] = _beyond([(count, n, len(alone.values))])
     return entry
 
 
-def _share(hits: Bool[np.ndarray, "n"]) -> dict[str, Any]:
-    share = float(hits.mean())
-    interval = intervals.wilson(share, len(hits))
-    return {"count": int(hits.sum()), "n": len(hits), "share": share, "ci95": interval}
+def _beyond(parts: Sequence[tuple[int, int, int]]) -> dict[str, Any]:
+    """Equation (2) of independent parts (count, n, m), whose counts are added up."""
+    from scipy.signal import convolve
+    from scipy.stats import betabinom
+
+    chances = np.ones(1)  # of each count in all, if alike
+    for _, n, m in parts:
+        chances = convolve(chances, betabinom.pmf(np.arange(n + 1), n, 1, m))
+    below = np.cumsum(chances)
+    count, total, val = (sum(own) for own in zip(*parts, strict=True))
+    tails = np.searchsorted(below, [(1 - intervals.LEVEL) / 2, (1 + intervals.LEVEL) / 2])
+    return {
+        "count": count,
+        "n": total,
+        "n_val": val,
+        "share": count / total,
+        "expected": sum(n / (m + 1) for _, n, m in parts) / total,
+        "expected95": (tails / total).tolist(),
+        "p": float(np.clip(chances[count:].sum(), 0.0, 1.0)),
+    }
 
 
 def attack(

@@ -152,7 +152,8 @@ def _beyond(beyond: Part | None) -> Cell:
     if beyond is None:
         return tables.UNDEFINED, ""
     share = f"{beyond['count']:,} of {beyond['n']:,} = {beyond['share']:.3f}"
-    return share, f"{sections_lib.interval(beyond['ci95'])}, {beyond['expected']:.3f} if alike"
+    alike = f"{beyond['expected']:.3f} {sections_lib.interval(beyond['expected95'])} if alike"
+    return f"{share}, {tables.format_p(beyond['p'])}", f"{alike} (n_val={beyond['n_val']:,})"
 
 
 def _membership_table(found: Part) -> Rows:

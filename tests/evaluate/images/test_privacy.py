@@ -1,6 +1,7 @@
 """The privacy audit: copies and fresh images, references of each statistic, bad input."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ def losses(seed, n=120, gap=0.0):
     return np.exp(logs), member, np.tile(np.arange(n) % 3, 2), np.arange(2 * n)
 
 
+def chance(k, n, m):
+    """That k of n fresh images or more are beyond the greatest of m: the k greatest of all are of
+    the n."""
+    return math.prod((n - i) / (n + m - i) for i in range(k))
+
+
 def attack(*arguments, **keywords):
     return privacy.attack(*arguments, TIMES, CLASSES, **keywords)
 
@@ -50,8 +57,9 @@ def test_nearness_has_scipy_s_statistics_class_by_class():
         assert entry["synthetic"]["max"] == x.max() and entry["val"]["median"] == np.median(y)
         count = sum(value > max(y) for value in x)  # a naive loop
         assert entry["beyond"]["count"] == count
-        assert entry["beyond"]["ci95"] == intervals.wilson(count / len(x), len(x))
-        assert entry["beyond"]["expected"] == 1 / 31
+        assert entry["beyond"]["expected"] == pytest.approx(1 / 31)
+        assert entry["beyond"]["p"] == pytest.approx(chance(count, len(x), 30))
+        assert entry["beyond"]["p"] <= entry["beyond"]["p_holm"]
         assert sum(entry["synthetic"]["histogram"]) == len(x)
     assert (
         found["classes"][2]["ks"] is None and "0 synthetic" in found["classes"][2]["reasons"]["ks"]
@@ -65,10 +73,12 @@ def test_nearness_has_scipy_s_statistics_class_by_class():
 def test_copies_are_beyond_val_and_fresh_images_are_not():
     fresh = privacy.nearness(*likeness(1), CLASSES)["ms_ssim"]
     assert fresh["overall"]["ks"]["p"] > 0.01
-    assert fresh["overall"]["beyond"]["share"] < 3 * fresh["overall"]["beyond"]["expected"]
+    low, high = fresh["overall"]["beyond"]["expected95"]
+    assert low <= fresh["overall"]["beyond"]["share"] <= high
+    assert fresh["overall"]["beyond"]["p"] > 0.05
     arguments = likeness(1)
     copies = privacy.nearness({"ms_ssim": np.full(300, 1.0)}, *arguments[1:], CLASSES)["ms_ssim"]
-    assert copies["overall"]["beyond"]["share"] == 1
+    assert copies["overall"]["beyond"]["share"] == 1 and copies["overall"]["beyond"]["p"] < 1e-12
     assert copies["overall"]["ks"]["statistic"] == 1
     assert copies["classes"][0]["ks"]["p_nearer"] < 1e-10
     assert copies["classes"][0]["ks"]["p"] <= copies["classes"][0]["ks"]["p_holm"]
@@ -90,7 +100,49 @@ def test_images_of_one_patient_count_once():
     synthetic, labels, val, val_labels, _ = likeness(3)
     groups = np.repeat(np.arange(30), 2)  # two images each
     found = privacy.nearness(synthetic, labels, val, val_labels, groups, CLASSES)["ms_ssim"]
-    assert found["classes"][0]["ks"]["n_val"] == 15 and found["classes"][0]["n_val"] == 30
+    entry = found["classes"][0]
+    assert entry["ks"]["n_val"] == entry["beyond"]["n_val"] == 15 and entry["n_val"] == 30
+    assert entry["beyond"]["expected"] == pytest.approx(1 / 16)
+
+
+@pytest.mark.parametrize("a_group", [1, 3])
+def test_fresh_images_beyond_val_are_seldom_taken_for_copies(a_group):
+    """Of 300 fresh sets; images of a group alike. Wilson's interval misses the expected share in a
+    third of them, since all images are held against one and the same val image."""
+    rng = np.random.default_rng(8)
+    labels, val_labels = np.repeat([0, 1], [50, 70]), np.repeat([0, 1], 12 * a_group)
+    groups = np.repeat(np.arange(24), a_group)
+    rejected, within, by_wilson = [], [], []
+    for _ in range(300):
+        val = {"cosine": rng.random(24)[groups]}
+        synthetic = {"cosine": rng.random(120)}
+        found = privacy.nearness(synthetic, labels, val, val_labels, groups, CLASSES)["cosine"]
+        told = [found["overall"]["beyond"], *(found["classes"][k]["beyond"] for k in (0, 1))]
+        rejected.append([beyond["p"] < 0.05 for beyond in told])
+        low, high = zip(*(beyond["expected95"] for beyond in told), strict=True)
+        share = np.array([beyond["share"] for beyond in told])
+        within.append((low <= share) & (share <= high))
+        ends = intervals.wilson(share[0], 120)
+        by_wilson.append(ends[0] <= told[0]["expected"] <= ends[1])
+    assert (np.mean(rejected, axis=0) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 300)).all()
+    assert (np.mean(within, axis=0) > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 300)).all()
+    assert np.mean(by_wilson) < 0.8
+
+
+def test_classes_together_add_up_their_counts():
+    """By all pairs of counts of two classes."""
+    sizes = [(5, 3), (4, 7)]
+    chances = [[chance(k, *s) - chance(k + 1, *s) for k in range(s[0] + 1)] for s in sizes]
+    for counts in ((0, 0), (2, 1), (5, 4)):
+        found = privacy._beyond([(k, *s) for k, s in zip(counts, sizes, strict=True)])
+        expected = sum(
+            a * b
+            for i, a in enumerate(chances[0])
+            for j, b in enumerate(chances[1])
+            if i + j >= sum(counts)
+        )
+        assert found["p"] == pytest.approx(expected)
+        assert found["expected"] == pytest.approx((5 / 4 + 4 / 8) / 9)
 
 
 def test_nothing_to_compare_is_an_error():

@@ -32,7 +32,8 @@ def make_audit():
             "synthetic": histogram(1),
             "val": histogram(2),
             "ks": {"statistic": 0.2, "p": 0.04, "p_nearer": 0.5, "n": 3, "n_val": 6},
-            "beyond": {"count": 1, "n": 3, "share": 1 / 3, "ci95": [0.1, 0.7], "expected": 0.1},
+            "beyond": {"count": 1, "n": 3, "share": 1 / 3, "n_val": 6, "p": 0.31}
+            | {"expected": 0.1, "expected95": [0.0, 0.7]},
         },
     }
     area = {"auroc": 0.6, "ci95": [0.5, 0.7], "p": 0.03, "n_positive": 9, "n_negative": 8}

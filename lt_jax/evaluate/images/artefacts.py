@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 
 from lt_jax.errors import UserError
 from lt_jax.evaluate.images import cross_fitting
-from lt_jax.evaluate.images.privacy import area_entry
+from lt_jax.evaluate.images.privacy import area_entry, correct
 
 
 class ProbeError(UserError, ValueError):
@@ -76,8 +76,9 @@ def probe(
     Returns:
       JSON-able {"least": groups of a kind that a probe takes, "classes": [{"class", "n_synthetic",
       "n_held_out", "n_train": images there are, "probe" and "floor": {"auroc", "ci95", "p" (against
-      1/2), images and groups of both kinds} or None, "reasons": {what is None: why}}], "overall":
-      the same of all classes, as many images of each class of both kinds}.
+      1/2), Holm's "p_holm" over the classes, images and groups of both kinds} or None, "reasons":
+      {what is None: why}}], "overall": the same of all classes, as many images of each class of
+      both kinds, "p_holm" None}.
 
     Raises:
       ProbeError: features that are not finite, or of several dimensions.
@@ -87,6 +88,8 @@ def probe(
     for k, name in enumerate(classes):
         mine = {part: held.at(held.labels == k) for part, held in sets.items()}
         entries.append({"class": name, **_entry(mine, folds, most, np.random.default_rng(seed))})
+    for name in ("probe", "floor"):
+        correct(entry[name] for entry in entries)
     overall = {**_counts(sets), "reasons": {}}
     for name, first in (("probe", "synthetic"), ("floor", "train")):
         rng = np.random.default_rng(seed)

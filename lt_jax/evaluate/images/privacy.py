@@ -27,7 +27,7 @@ judged fold by fold. The attack is of the plain kind: shadow generators trained 
 image see more, so that 1/2 here is no proof, and more than 1/2 is one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,10 +121,7 @@ def _measure(synthetic: _Side, val: _Side, classes: Sequence[str], seed: int) ->
         for side, into in zip((mine, theirs), matched, strict=True):
             into.append(side.of(rng.permutation(len(side.values))[:count]))
     for test in ("ks", "beyond"):
-        adjusted = multiplicity.adjust({e["class"]: (e[test] or {}).get("p") for e in entries})
-        for entry in entries:
-            if entry[test]:
-                entry[test]["p_holm"] = adjusted[entry["class"]][0]
+        correct(entry[test] for entry in entries)
     rng = np.random.default_rng((seed, len(classes)))
     overall = _entry(_joined(matched[0]), _joined(matched[1]), edges, rng)
     own = [entry["beyond"] for entry in entries if entry["beyond"]]
@@ -211,11 +208,12 @@ def attack(
       folds, seed: of the attacker that learns.
 
     Returns:
-      JSON-able {"members", "non_members": images, "times": [{"time", an entry, "p_holm", "median":
-      {"member", "non_member"} of the loss}], "mean": an entry, "calibrated": an entry or None,
+      JSON-able {"members", "non_members": images, "times": [{"time", an entry, "median": {"member",
+      "non_member"} of the loss}], "mean": an entry, "calibrated": an entry or None,
       "per_class": [{"class", an entry by the mean, or "reason"}], "reasons": {what is None: why}}.
-      An entry is {"auroc", "ci95", "p" (against 1/2), numbers of images and groups, "tpr": see
-      `roc.tpr_at`, "roc": `roc.curve` (not of a class)}.
+      An entry is {"auroc", "ci95", "p" (against 1/2), "p_holm" (over the times, over "mean" and
+      "calibrated", or over the classes), numbers of images and groups, "tpr": `roc.tpr_at`, "roc":
+      `roc.curve` (not of a class)}.
 
     Raises:
       PrivacyError: no member, no non-member, or losses that are not above 0 and finite.
@@ -223,9 +221,9 @@ def attack(
     _check(losses, member, times)
     logs = np.log(losses)
     levels = [_judged(-logs[:, j], member, groups) for j in range(len(times))]
-    adjusted = multiplicity.adjust({str(j): e["p"] for j, e in enumerate(levels)})
+    correct(levels)
     for j, (time, entry) in enumerate(zip(times, levels, strict=True)):
-        entry |= {"time": float(time), "p_holm": adjusted[str(j)][0]}
+        entry["time"] = float(time)
         middle = lambda who, j=j: float(np.median(losses[who, j]))
         entry["median"] = {"member": middle(member), "non_member": middle(~member)}
     spread = logs.std(axis=0)
@@ -238,31 +236,42 @@ def attack(
     else:
         calibrated = _judged(fitted.scores, member, groups, fitted.fold)
         calibrated |= {"folds": len(fitted.strengths), "strengths": list(fitted.strengths)}
+    found = {"mean": _judged(by_mean, member, groups), "calibrated": calibrated}
+    own = [
+        {"class": name, **_of_class(by_mean, member, groups, labels == k)}
+        for k, name in enumerate(classes)
+    ]
+    correct(found.values())
+    correct(own)
     return {
         "members": int(member.sum()),
         "non_members": int((~member).sum()),
         "times": levels,
-        "mean": _judged(by_mean, member, groups),
-        "calibrated": calibrated,
-        "per_class": [
-            {"class": name, **_of_class(by_mean, member, groups, labels == k)}
-            for k, name in enumerate(classes)
-        ],
+        **found,
+        "per_class": own,
         "reasons": reasons,
     }
 
 
 def area_entry(found: Area) -> dict[str, Any]:
-    """An AUROC as JSON."""
+    """An AUROC as JSON; "p_holm" is None until a family of tests is corrected (`correct`)."""
     return {
         "auroc": found.auroc,
         "ci95": found.ci95,
         "p": found.p,
+        "p_holm": None,
         "n_positive": found.positives,
         "n_negative": found.negatives,
         "groups_positive": found.positive_groups,
         "groups_negative": found.negative_groups,
     }
+
+
+def correct(family: Iterable[dict[str, Any] | None]) -> None:
+    """Sets Holm's "p_holm" in a family of tests, which have "p"; what has none is no test."""
+    tests = [entry for entry in family if entry is not None and "p" in entry]
+    for test, adjusted in zip(tests, multiplicity.holm([t["p"] for t in tests]), strict=True):
+        test["p_holm"] = adjusted
 
 
 def _judged(

@@ -176,7 +176,8 @@ def _area(entry: Part | None) -> Cell:
         return tables.UNDEFINED, ""
     counts = f"n={entry['n_positive']:,}+{entry['n_negative']:,}"
     ends = sections_lib.interval(entry["ci95"])
-    return f"{entry['auroc']:.3f} {ends}", f"{tables.format_p(entry['p'])} ({counts})"
+    test = tables.format_corrected(entry["p"], entry["p_holm"])
+    return f"{entry['auroc']:.3f} {ends}", f"{test} ({counts})"
 
 
 def _probe_table(found: Part) -> Rows:

@@ -137,9 +137,13 @@ def comparison_parts(cell: Comparison, digits: int = 3) -> tuple[str, str]:
         return UNDEFINED, ""
     estimate = f"{cell.difference:+.{digits}f} {format_interval(cell.ci95, digits)}"
     mark = "*" if cell.n == 1 else ""
-    holm = "uncorrected" if cell.p_holm is None else f"Holm {format_p(cell.p_holm)}"
-    test = format_p(None) if cell.p is None else f"{format_p(cell.p)}, {holm}"
-    return estimate, f"{test} (n={cell.n}{mark})"
+    return estimate, f"{format_corrected(cell.p, cell.p_holm)} (n={cell.n}{mark})"
+
+
+def format_corrected(p: float | None, p_holm: float | None) -> str:
+    """`p=0.03, Holm p=0.06`, or `p=0.03, uncorrected`."""
+    holm = "uncorrected" if p_holm is None else f"Holm {format_p(p_holm)}"
+    return format_p(None) if p is None else f"{format_p(p)}, {holm}"
 
 
 def format_interval(interval: tuple[float, float] | None, digits: int = 3) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lt_jax.evaluate.images import artefacts, cross_fitting
+from lt_jax.evaluate.statistics import multiplicity
 
 CLASSES = ("a", "b")
 
@@ -49,6 +50,10 @@ def test_a_mark_is_found_and_an_extractor_that_knows_its_images_raises_the_floor
     for entry in (*found["classes"], found["overall"]):
         assert entry["probe"]["auroc"] > 0.9 and entry["probe"]["p"] < 1e-6
         assert 0.6 < entry["floor"]["auroc"] < entry["probe"]["auroc"]
+    for name in ("probe", "floor"):
+        own = [entry[name] for entry in found["classes"]]
+        assert [e["p_holm"] for e in own] == multiplicity.holm([e["p"] for e in own])
+    assert found["overall"]["probe"]["p_holm"] is None
     assert found["overall"]["probe"]["n_positive"] == found["overall"]["probe"]["n_negative"] == 100
     json.dumps(found, allow_nan=False)
 

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from lt_jax.evaluate.images import privacy
 from lt_jax.evaluate.images.privacy import PrivacyError
-from lt_jax.evaluate.statistics import intervals
+from lt_jax.evaluate.statistics import intervals, multiplicity
 
 CLASSES = ("a", "b", "c")
 TIMES = (0.1, 0.4, 0.8)
@@ -169,6 +169,9 @@ def test_areas_are_scikit_learn_s():
     own = labels == 1
     assert found["per_class"][1]["auroc"] == pytest.approx(roc_auc_score(member[own], mean[own]))
     assert found["members"] == found["non_members"] == 120
+    attackers = [found["mean"], found["calibrated"]]
+    for family in (found["times"], attackers, found["per_class"]):
+        assert [e["p_holm"] for e in family] == multiplicity.holm([e["p"] for e in family])
     json.dumps(found, allow_nan=False)
 
 

@@ -37,12 +37,14 @@ def make_audit():
         },
     }
     area = {"auroc": 0.6, "ci95": [0.5, 0.7], "p": 0.03, "n_positive": 9, "n_negative": 8}
+    area["p_holm"] = 0.06
     guess = {
         **area,
         "tpr": {"tpr": 0.1, "ci95": [0.0, 0.2], "reason": None},
         "roc": {"fpr": [0.0, 0.5, 1.0], "tpr": [0.0, 0.7, 1.0]},
     }
     probe = {"class": "nv", "probe": area, "floor": None, "reasons": {"floor": "1 group"}}
+    together = {"class": "all", "probe": {**area, "p_holm": None}, "floor": None, "reasons": {}}
     pairs = {"mean": 0.3, "ci95": [0.2, 0.4], "n": 5, "pairs": 10}
     score = {"mean": 0.5, "std": 0.1, "n": 2, "values": [0.4, 0.6]}
     return {
@@ -55,7 +57,7 @@ def make_audit():
             "reasons": {"calibrated": "takes 5 groups"},
             "times": [{**area, "time": 0.1}, {**area, "time": 0.5, "ci95": None}],
         },
-        "probe": {"classes": [probe], "overall": {**probe, "class": "all"}},
+        "probe": {"classes": [probe], "overall": together},
         "diversity": {
             "classes": [
                 {"class": "nv", "synthetic": pairs, "real": pairs, "difference": 0.0, "ci95": None}
@@ -122,6 +124,12 @@ def test_the_page_is_one_file_without_a_script(written):
     assert "http" not in html and "<script" not in html and "url(" not in html
     assert not re.search(r'(?:src|href)="(?!#|data:)', html)
     assert "bkl &amp; &lt;b&gt;" in html and "<b>" not in html
+
+
+def test_p_of_the_audit_are_corrected_or_called_uncorrected(written):
+    part = section(written[1], "audit")
+    assert "p=0.03, Holm p=0.06 (n=9+8)" in part and "p=0.03, uncorrected (n=9+8)" in part
+    assert part.count("p=0.03 ") == 0
 
 
 def test_class_by_class_has_both_kinds_of_intervals(written):

@@ -4,7 +4,8 @@ Made of finished artifacts, and of train and val images alone: nothing here asks
 and which arms and images are shown is decided by val (`evaluate.shown`).
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,24 +31,39 @@ from lt_jax.shapes import Int, Params
 STRIPS = 8  # classes
 
 
-def compute(context: Context, inputs: ReportInputs) -> Pictures:
+def before_test(context: Context) -> Pictures:
+    """Maps and strips, which take a pool and nothing of the classifiers: what fails here fails
+    before the test split is opened."""
+    return _made(
+        context,
+        {
+            "maps": lambda costs: _maps(context, costs),
+            "strips": lambda costs: _strips(context, costs),
+        },
+    )
+
+
+def compute(context: Context, inputs: ReportInputs, before: Pictures | None = None) -> Pictures:
     """The parts that `config.evaluate.pictures` names, as far as the run has what they take.
 
-    Maps and strips take a pool, saliency a val split.
+    Saliency takes a val split. `before`: what `before_test` has made; made here if None.
     """
-    parts: dict[str, Callable[[Ledger], Any]] = {
-        "maps": lambda costs: _maps(context, costs),
-        "saliency": lambda costs: _saliency(context, inputs, costs),
-        "strips": lambda costs: _strips(context, costs),
-    }
+    before = before_test(context) if before is None else before
+    rest = _made(context, {"saliency": lambda costs: _saliency(context, inputs, costs)})
+    costs = {**before.costs, **rest.costs}
+    costs = {name: costs[name] for name in PICTURES if name in costs}
+    return dataclasses.replace(before, saliency=rest.saliency, costs=costs)
+
+
+def _made(context: Context, parts: Mapping[str, Callable[[Ledger], Any]]) -> Pictures:
     made: dict[str, Any] = {}
     costs: dict[str, Ledger] = {}
-    for name in PICTURES:
+    for name, make in parts.items():
         if name not in context.config.evaluate.pictures:
             continue
         spent = Ledger()
         clock = Clock(spent)
-        made[name] = parts[name](spent)
+        made[name] = make(spent)
         clock.read()
         if made[name] is not None:
             costs[name] = spent

@@ -33,12 +33,14 @@ PICTURES = 8  # of each class in each gallery
 def report(folder: pathlib.Path, context: Context) -> Ledger:
     """Writes report.json, report.html and figures.
 
-    Every call is an opening of the test split and is logged in `<workdir>/test_openings.jsonl`.
+    Every call is an opening of the test split and is logged in `<workdir>/test_openings.jsonl`;
+    pictures that take no classifier are made before it.
     """
     costs = Ledger()
     clock = Clock(costs)
+    before = picturing.before_test(context)
     inputs = gather(context, "report")
-    pictures = picturing.compute(context, inputs)
+    pictures = picturing.compute(context, inputs, before)
     report_lib.write(dataclasses.replace(inputs, pictures=pictures), folder)
     costs.images += sum(cost.images for cost in pictures.costs.values())
     clock.read()

@@ -137,6 +137,20 @@ def test_pictures_that_are_not_asked_for_cost_and_read_nothing(finished, made):
     assert pictures.saliency is not None and set(pictures.costs) == {"saliency"}
 
 
+def test_features_that_are_not_finite_open_no_test_labels(finished, tmp_path, monkeypatch):
+    real = picturing.Context.features
+
+    def diverged(self, *arguments):
+        return real(self, *arguments) * np.nan
+
+    monkeypatch.setattr(picturing.Context, "features", diverged)
+    log = finished.workdir / "test_openings.jsonl"
+    before = log.read_text()
+    with pytest.raises(maps.MapsError, match=r"synthetic; the first: 'pool \d+'"):
+        reporting.report(tmp_path, finished.context())
+    assert log.read_text() == before
+
+
 def test_without_a_pool_or_val_there_is_nothing_to_show(made):
     context, inputs, _ = made
     specs = {name: spec for name, spec in context.specs.items() if name != "synthesize"}

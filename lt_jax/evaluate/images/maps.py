@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lt_jax.errors import UserError
 from lt_jax.evaluate.images import umap
 
 POINTS = 2000  # at most, of all kinds together
@@ -24,6 +25,10 @@ PERPLEXITY = 30.0
 ITERATIONS = 500  # of t-SNE, half of them with early exaggeration
 COMPONENTS = 50  # principal ones, of which distances are taken
 LEAST = 8  # points that a map takes
+
+
+class MapsError(UserError, ValueError):
+    """Features that no map can be made of."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,12 +93,17 @@ def compute(
       None with fewer than LEAST points.
 
     Raises:
-      ValueError: features that are not finite.
+      MapsError: features that are not finite.
     """
-    if bad := int((~np.isfinite(features).all(axis=1)).sum()):
-        raise ValueError(
-            f"maps: the features of {bad} of {len(features)} images are not finite; the extractor "
-            "or the generator diverged: lower its learning rate"
+    if len(bad := np.flatnonzero(~np.isfinite(features).all(axis=1))):
+        counts = np.bincount(kinds[bad], minlength=len(KINDS)).tolist()
+        of = ", ".join(
+            f"{count} {kind}" for kind, count in zip(KINDS, counts, strict=True) if count
+        )
+        raise MapsError(
+            f"maps: the extractor's features of {len(bad)} of {len(features)} images are not "
+            f"finite ({of}; the first: {names[bad[0]]!r}); the extractor or the generator "
+            "diverged: lower its learning rate, or take `maps` out of config.evaluate.pictures"
         )
     if len(features) < LEAST:
         return None

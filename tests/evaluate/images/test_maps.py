@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
+from lt_jax.errors import UserError
 from lt_jax.evaluate.images import maps, umap
 
 
@@ -95,10 +96,14 @@ def test_maps_hold_their_trustworthiness_and_repeat_themselves():
 
 def test_few_points_have_no_map_and_features_that_are_none_are_refused():
     few = maps.LEAST - 1
-    given = (np.zeros(few, int), np.zeros(few, int), ("",) * few, {}, 0)
+    kinds, names = np.array([0, 0, 1, 1, 1, 2, 2]), tuple("abcdefg")
+    given = (np.zeros(few, int), kinds, names, {}, 0)
     assert maps.compute(np.zeros((few, 3)), *given) is None
-    with pytest.raises(ValueError, match="features of 1 of 7 images are not finite"):
-        maps.compute(np.where(np.eye(few, 3) * np.eye(few, 3)[0] > 0, np.nan, 0.0), *given)
+    features = np.zeros((few, 3))
+    features[[3, 5, 6], 1] = np.nan
+    told = r"features of 3 of 7 images are not finite \(1 val, 2 synthetic; the first: 'd'\)"
+    with pytest.raises(UserError, match=told):
+        maps.compute(features, *given)
 
 
 def test_a_subset_keeps_rare_classes_and_kinds_whole():

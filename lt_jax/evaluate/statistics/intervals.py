@@ -39,25 +39,25 @@ Interval = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Proportion:
-    """`successes` out of n independent trials, with its Wilson interval."""
+    """`successes` out of n independent trials, with its Wilson interval; of none, neither."""
 
     successes: int
     n: int
 
     def __post_init__(self) -> None:
-        """Refuses a share of nothing, and more successes than trials."""
-        if not 0 <= self.successes <= self.n or self.n < 1:
-            raise ValueError(f"{self.successes} of {self.n}; takes 0 to n of at least one trial")
+        """Refuses more successes than trials."""
+        if not 0 <= self.successes <= self.n:
+            raise ValueError(f"{self.successes} of {self.n}; takes 0 to n")
 
     @property
-    def share(self) -> float:
-        """In [0, 1]."""
-        return self.successes / self.n
+    def share(self) -> float | None:
+        """In [0, 1]; None of no trials."""
+        return self.successes / self.n if self.n else None
 
     @property
-    def ci95(self) -> Interval:
-        """Wilson's interval."""
-        return wilson(self.share, self.n)
+    def ci95(self) -> Interval | None:
+        """Wilson's interval; None of no trials."""
+        return wilson(self.successes / self.n, self.n) if self.n else None
 
 
 def percentile(draws: Float[np.ndarray, "q r"]) -> Float[np.ndarray, "q 2"]:

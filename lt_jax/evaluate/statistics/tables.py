@@ -98,6 +98,8 @@ def format_cell(cell: Cell, digits: int = 3) -> str:
             more = "" if cell.effect is None else f"g_z={cell.effect:+.2f}"
             parts = (*comparison_parts(cell, digits), _bh(cell), more)
             return ", ".join(part for part in parts if part)
+        case Proportion(n=0):
+            return f"{UNDEFINED} (n=0)"
         case Proportion():
             share = f"{cell.share:.{digits}f} {format_interval(cell.ci95, digits)}"
             return f"{cell.successes}/{cell.n} = {share}"

@@ -16,20 +16,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from lt_jax.evaluate.statistics import Summary, intervals
+from lt_jax.evaluate.statistics.intervals import Proportion
 from lt_jax.evaluate.turing import agreement, together
 from lt_jax.evaluate.turing.study import MISSING, SYNTHETIC, Key, Results, named
 
 ALONE = "one reader: agreement is undefined, and intervals say nothing of other readers"
-
-
-@dataclasses.dataclass(frozen=True)
-class Proportion:
-    """A count of n with its 95% Wilson interval; n may be 0, then there is no value."""
-
-    count: int
-    n: int
-    value: float | None
-    ci95: tuple[float, float] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Pair:
     """Cohen's kappa of two readers over the images that both answered, and how often they agree."""
 
     readers: tuple[str, str]
-    agreement: float | None
+    agreement: Proportion
     kappa: Estimate
 
 
@@ -149,23 +140,19 @@ def score(key: Key, results: Sequence[Results], resamples: int = 10_000, seed: i
     )
 
 
-def proportion(right: Bool[np.ndarray, "n"]) -> Proportion:
-    """The share that is true, with Wilson's interval."""
-    count, n = int(right.sum()), len(right)
-    if not n:
-        return Proportion(0, 0, None, None)
-    return Proportion(count, n, count / n, intervals.wilson(count / n, n))
-
-
 def d_prime(sensitivity: Proportion, specificity: Proportion) -> tuple[float, float] | None:
     """d' and criterion c; None without images of both kinds."""
     from scipy import stats
 
     if not sensitivity.n or not specificity.n:
         return None
-    hits = stats.norm.ppf((sensitivity.count + 0.5) / (sensitivity.n + 1))
-    alarms = stats.norm.ppf((specificity.n - specificity.count + 0.5) / (specificity.n + 1))
+    hits = stats.norm.ppf((sensitivity.successes + 0.5) / (sensitivity.n + 1))
+    alarms = stats.norm.ppf((specificity.n - specificity.successes + 0.5) / (specificity.n + 1))
     return float(hits - alarms), float(-(hits + alarms) / 2)
+
+
+def _share(hits: Bool[np.ndarray, "n"]) -> Proportion:
+    return Proportion(int(hits.sum()), len(hits))
 
 
 def _reader(
@@ -176,7 +163,7 @@ def _reader(
     seen = one.answers != MISSING
     right = one.answers == truth
     accuracy, sensitivity, specificity = (
-        proportion(right[seen & of]) for of in (np.ones_like(truth), truth, ~truth)
+        _share(right[seen & of]) for of in (np.ones_like(truth), truth, ~truth)
     )
     sizes = d_prime(sensitivity, specificity)
     rated = one.confidence > 0
@@ -199,7 +186,7 @@ def _reader(
         accuracy=accuracy,
         sensitivity=sensitivity,
         specificity=specificity,
-        p=float(stats.binomtest(accuracy.count, accuracy.n).pvalue),
+        p=float(stats.binomtest(accuracy.successes, accuracy.n).pvalue),
         d_prime=None if sizes is None else sizes[0],
         criterion=None if sizes is None else sizes[1],
         auc=auc,
@@ -221,8 +208,7 @@ def _pairs(
                 kappa = _estimate(plain, agreement.cohen(first, second, weights[both]), n)
             else:
                 kappa = Estimate(None, 0, None)
-            agreed = float((first == second).mean()) if n else None
-            found.append(Pair((names[i], names[j]), agreed, kappa))
+            found.append(Pair((names[i], names[j]), _share(first == second), kappa))
     return tuple(found)
 
 

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from lt_jax.evaluate.statistics import Summary, tables
-from lt_jax.evaluate.turing.score import ALONE, Estimate, Proportion, Reader, Score
+from lt_jax.evaluate.statistics.intervals import Proportion
+from lt_jax.evaluate.turing.score import ALONE, Estimate, Reader, Score
 
-VERSION = 1  # of the JSON
+VERSION = 2  # of the JSON
 
 
 def to_text(score: Score) -> str:
@@ -36,6 +37,10 @@ def to_json(score: Score) -> dict[str, Any]:
         "synthetic": int(key.synthetic.sum()),
         **{name: getattr(key, name) for name in ("split", "seed", "manifest_sha256", "generator")},
     }
+    for found, of in ((values["readers"], score.readers), (values["pairs"], score.pairs)):
+        for entry, own in zip(found, of, strict=True):
+            shares = {n: v for n, v in vars(own).items() if isinstance(v, Proportion)}
+            entry |= {name: tables.cell_to_json(share) for name, share in shares.items()}
     values["note"] = ALONE if len(score.readers) == 1 else None
     return {"version": VERSION, **values}
 
@@ -98,12 +103,15 @@ def _together(score: Score) -> str:
 
 def _agreement(score: Score) -> tables.Table:
     rows = [
-        (f"{pair.readers[0]}, {pair.readers[1]}", _percent(pair.agreement), _estimate(pair.kappa))
+        (f"{pair.readers[0]}, {pair.readers[1]}", _share(pair.agreement), _estimate(pair.kappa))
         for pair in score.pairs
     ]
     if score.fleiss is not None:
         rows.append(("all (Fleiss)", "", _estimate(score.fleiss)))
-    caption = "Agreement (Cohen's kappa a pair; 95% interval of a bootstrap over images)"
+    caption = (
+        "Agreement (Cohen's kappa a pair, 95% interval of a bootstrap over images; of the share "
+        "agreed on, Wilson's)"
+    )
     return tables.Table(("Readers", "Agree on", "Kappa"), tuple(rows), caption)
 
 
@@ -126,16 +134,12 @@ def _over_readers(summary: Summary) -> tuple[str, str]:
 
 
 def _share(of: Proportion) -> str:
-    if of.value is None:
-        return tables.UNDEFINED
-    return f"{of.value:.3f} {tables.format_interval(of.ci95)} (n={of.n})"
+    if of.share is None:
+        return f"undefined (n={of.n})"
+    return f"{of.share:.3f} {tables.format_interval(of.ci95)} (n={of.n})"
 
 
 def _estimate(of: Estimate) -> str:
     if of.value is None:
         return f"undefined (n={of.n})"
     return f"{of.value:.3f} {tables.format_interval(of.ci95)} (n={of.n})"
-
-
-def _percent(value: float | None) -> str:
-    return tables.UNDEFINED if value is None else f"{value:.1%}"

@@ -85,7 +85,8 @@ def test_wilson_equals_newcombes_examples():
         np.testing.assert_allclose(intervals.wilson(hits / n, n), expected, atol=5e-5)
 
 
-def test_shares_of_nothing_are_refused():
+def test_a_share_of_no_trials_is_none_and_more_than_all_is_refused():
+    assert (Proportion(0, 0).share, Proportion(0, 0).ci95) == (None, None)
     for bad in ((3, 0), (3, 2), (-1, 2)):
         with pytest.raises(ValueError, match="takes 0 to n"):
             Proportion(*bad)

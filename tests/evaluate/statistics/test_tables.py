@@ -78,6 +78,7 @@ def test_a_comparison_shows_every_p_and_its_effect():
 def test_test_cells_keep_their_numbers_in_json():
     hits = np.array([True, False, True])
     found = dataclasses.replace(hypothesis.mcnemar(hits, hits), p_holm=1.0)
+    assert tables.format_cell(Proportion(0, 0)) == "n/a (n=0)"
     (row,) = tables.to_json(tables.Table(("M", "P"), ((found, Proportion(1, 4)),)))
     assert row["M"]["p_holm"] == 1.0 and row["M"]["odds_ci95"] is None and row["M"]["n"] == 3
     assert (row["P"]["successes"], row["P"]["n"], row["P"]["share"]) == (1, 4, 0.25)

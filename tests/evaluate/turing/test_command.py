@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lt_jax.evaluate.statistics import intervals
 from lt_jax.evaluate.turing.__main__ import main
 from lt_jax.evaluate.turing.study import load_key
 from tests.evaluate.turing.making import results, run
@@ -68,11 +69,14 @@ def test_score_prints_tables_and_writes_json(folder, key, tmp_path, capsys):
         assert told in text
     assert "0.633 ± 0.047 (n=2)" in text
     found = json.loads(out.read_text())
-    assert found["key"]["study"] == key.study and found["version"] == 1
-    assert [r["accuracy"]["count"] for r in found["readers"]] == [18, 20]
+    assert found["key"]["study"] == key.study and found["version"] == 2
+    assert [r["accuracy"]["successes"] for r in found["readers"]] == [18, 20]
     assert found["accuracy"]["n"] == 2 and found["readers"][0]["auc"] is None
     assert found["readers"][1]["auc"]["n"] == 30 and 0 < found["p"] <= 1
-    assert found["pairs"][0]["agreement"] == pytest.approx(24 / 30)
+    low, high = intervals.wilson(24 / 30, 30)
+    agreed = {"successes": 24, "n": 30, "share": 0.8, "ci95": [low, high]}
+    assert found["pairs"][0]["agreement"] == agreed
+    assert f"0.800 [{low:.3f}, {high:.3f}] (n=30)" in text
 
 
 def range30():

@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from statsmodels.stats.proportion import proportion_confint
 
+from lt_jax.evaluate.statistics.intervals import Proportion
 from lt_jax.evaluate.turing import score as scoring
 from lt_jax.evaluate.turing import summary, together
 from lt_jax.evaluate.turing.study import Item, Key, Results, StudyError
@@ -51,9 +51,9 @@ def two():
 
 def test_hand_computed_readers(two):
     anna, ben = two.readers
-    assert (anna.accuracy.count, anna.accuracy.n, anna.accuracy.value) == (5, 8, 0.625)
-    assert (anna.sensitivity.value, anna.specificity.value) == (0.75, 0.5)
-    assert (ben.sensitivity.value, ben.specificity.value) == (0.5, 0.75)
+    assert (anna.accuracy.successes, anna.accuracy.n, anna.accuracy.share) == (5, 8, 0.625)
+    assert (anna.sensitivity.share, anna.specificity.share) == (0.75, 0.5)
+    assert (ben.sensitivity.share, ben.specificity.share) == (0.5, 0.75)
     # P(|X - 4| >= 1) of Binomial(8, 1/2) = 1 - 70 / 256
     assert anna.p == pytest.approx(1 - 70 / 256)
     # H = 3.5 / 5, F = 2.5 / 5: z(0.7) = 0.524401
@@ -65,20 +65,13 @@ def test_hand_computed_readers(two):
 def test_hand_computed_agreement(two):
     (pair,) = two.pairs
     # Anna calls 5 of 8 synthetic, Ben 3: p_e = 5/8 3/8 + 3/8 5/8 = 15/32, p_o = 6/8.
-    assert pair.readers == ("Anna", "Ben") and pair.agreement == 0.75
+    assert pair.readers == ("Anna", "Ben") and pair.agreement == Proportion(6, 8)
     assert pair.kappa.value == pytest.approx((6 / 8 - 15 / 32) / (1 - 15 / 32))
     # Fleiss: half of all answers are synthetic, so p_e = 1/2.
     assert two.fleiss.value == pytest.approx((6 / 8 - 1 / 2) / (1 / 2))
     assert pair.kappa.ci95[0] < pair.kappa.value < pair.kappa.ci95[1]
     assert two.accuracy.mean == 0.625 and two.accuracy.values == (0.625, 0.625)
     assert (two.sensitivity.mean, two.specificity.mean) == (0.625, 0.625)
-
-
-@pytest.mark.parametrize(("count", "n"), [(0, 12), (5, 8), (150, 300), (300, 300)])
-def test_wilson_is_statsmodels(count, n):
-    found = scoring.proportion(np.arange(n) < count)
-    assert found.ci95 == pytest.approx(proportion_confint(count, n, method="wilson"), abs=1e-12)
-    assert found.value == count / n
 
 
 def test_the_auc_of_confidence_is_scikit_learns_by_class_too():
@@ -121,7 +114,7 @@ def test_partial_answers_are_scored_on_what_was_answered():
     readers = [make_results(part, name="Anna"), make_results(BEN, name="Ben")]
     found = scoring.score(make_key(TRUTH), readers, resamples=200)
     anna = found.readers[0]
-    assert (anna.accuracy.count, anna.accuracy.n, anna.images) == (3, 5, 8)
+    assert (anna.accuracy.successes, anna.accuracy.n, anna.images) == (3, 5, 8)
     assert (anna.sensitivity.n, anna.specificity.n) == (3, 2)
     assert (found.pairs[0].kappa.n, found.fleiss.n) == (5, 5)
     assert found.accuracy.mean == pytest.approx((3 / 5 + 5 / 8) / 2)
@@ -133,7 +126,7 @@ def test_readers_without_common_images_or_of_one_kind():
     readers = [make_results(first, name="Anna"), make_results(second, name="Ben")]
     found = scoring.score(make_key(TRUTH), readers, resamples=200)
     assert found.pairs[0].kappa.value is None and found.fleiss.value is None
-    assert found.readers[0].specificity.value is None and found.readers[0].d_prime is None
+    assert found.readers[0].specificity.share is None and found.readers[0].d_prime is None
     assert found.sensitivity.n == 1 and found.sensitivity.mean == 1.0
     assert "undefined (n=0)" in summary.to_text(found)
 

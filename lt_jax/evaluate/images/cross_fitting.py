@@ -92,12 +92,14 @@ def area(
       p is two-sided against 1/2: of scores in folds normal, of others exact or normal, see (1).
 
     Raises:
-      ValueError: no image of either kind, or a score that is NaN.
+      ValueError: no image of either kind, a group of both, or a score that is NaN.
     """
     value = float(
         np.mean([_auroc(scores[own], positive[own]) for own in comparable(positive, fold)])
     )
     counts = [len(np.unique(groups[kind])) for kind in (positive, ~positive)]
+    if sum(counts) > len(np.unique(groups)):
+        raise ValueError("a group has positives and negatives; a group's images are of one kind")
     m, n = ((1.0 if fold is None else 0.5) * _units(groups[kind]) for kind in (positive, ~positive))
     if fold is None and math.comb(sum(counts), counts[0]) <= EXACT:
         p = _exact_p(scores, positive, groups)

@@ -106,10 +106,12 @@ def test_perfect_order_has_newcombe_s_interval():
     assert found.ci95[0] < 0.95
 
 
-def test_folds_of_one_kind_alone_compare_nothing():
+def test_folds_of_one_kind_compare_nothing_and_groups_of_both_are_refused():
     positive = np.array([True, True, False, False])
     with pytest.raises(ValueError, match="2 positives and 2 negatives in 2 folds"):
         cross_fitting.area(np.arange(4.0), positive, np.arange(4), np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="a group has positives and negatives"):
+        cross_fitting.area(np.arange(4.0), positive, np.array([0, 1, 1, 2]))
 
 
 def test_groups_stay_whole_and_both_kinds_are_spread():

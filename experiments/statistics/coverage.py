@@ -21,10 +21,10 @@ from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.evaluate.statistics import arms, intervals, resampling
 from lt_jax.evaluate.statistics.intervals import Proportion
-from lt_jax.evaluate.statistics.score_intervals import score_intervals
+from lt_jax.evaluate.statistics.score_intervals import score_differences, score_intervals
 
-METHODS = ("percentile", "bca", "score")
-PAIRED_METHODS = ("percentile", "bca")  # of differences
+BOOTSTRAPS = ("percentile", "bca")
+METHODS = (*BOOTSTRAPS, "score")
 GAIN = 0.5
 
 
@@ -140,7 +140,7 @@ def ends_of(
     influence = resampling.influence(left_out, grouping.group_classes(truth))
     score = score_intervals(probabilities[None], truth)
     ends: dict[tuple[str, str], intervals.Interval | None] = {}
-    for method in ("percentile", "bca"):
+    for method in BOOTSTRAPS:
         found_ends = intervals.of_draws(method, draws, estimates, influence)
         for name, (low, high) in zip(quantities(truth.k), found_ends, strict=True):
             ends[name, method] = None if np.isnan(low) else (float(low), float(high))
@@ -167,7 +167,7 @@ def paired_coverage(
     design: Design, simulations: int, resamples: int = 1000, seed: int = 0
 ) -> dict[tuple[str, str], Proportion]:
     """How often a report's interval of the second arm minus the first holds the true difference,
-    by (quantity, method of PAIRED_METHODS); one run an arm."""
+    by (quantity, method); one run an arm."""
     true, held = true_differences(design), {}
     for s in range(simulations):
         *pair, truth = draw_pair(design, np.random.default_rng([seed, 1, s]))
@@ -176,10 +176,16 @@ def paired_coverage(
             arms.evidence(arms.ArmPredictions("", (0,), one[None]), truth, resamples, s, "bca")
             for one in pair
         )
-        for method in PAIRED_METHODS:
-            ends = second.difference(first, len(second.values), method)[rows]
-            for (name, value), (low, high) in zip(true.items(), ends, strict=True):
-                held[name, method] = held.get((name, method), 0) + (low <= value <= high)
+        ends: dict[str, Iterable[intervals.Interval | None]] = {
+            method: second.difference(first, len(second.values), method)[rows].tolist()
+            for method in BOOTSTRAPS
+        }
+        score = score_differences(pair[1][None], pair[0][None], truth)
+        ends["score"] = [score[name] for name in true]
+        for method, found in ends.items():
+            for (name, value), own in zip(true.items(), found, strict=True):
+                inside = own is not None and own[0] <= value <= own[1]
+                held[name, method] = held.get((name, method), 0) + inside
     return {key: Proportion(int(count), simulations) for key, count in held.items()}
 
 
@@ -197,7 +203,7 @@ def paired_rows(
     for design in designs:
         covered = paired_coverage(design, simulations, resamples)
         for name, true in true_differences(design).items():
-            by_method = {method: covered[name, method] for method in PAIRED_METHODS}
+            by_method = {method: covered[name, method] for method in METHODS}
             found.append((design.name, name, true, by_method))
     return found
 

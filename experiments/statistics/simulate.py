@@ -34,7 +34,7 @@ def coverage_table(simulations: int, resamples: int) -> tables.Table:
 def paired_table(simulations: int, resamples: int) -> tables.Table:
     """Designs and quantities by method, of the difference of two arms."""
     found = coverage.paired_rows(coverage.PAIRED_DESIGNS, simulations, resamples)
-    return _by_method(found, coverage.PAIRED_METHODS, "true difference {:+.3f}")
+    return _by_method(found, coverage.METHODS, "true difference {:+.3f}")
 
 
 def _by_method(found: Iterable[Any], methods: Sequence[str], truth: str) -> tables.Table:

@@ -5,8 +5,9 @@ report.json last and by rename, so that a folder with report.json holds a whole 
 In report.json, `dataset.groups` holds class names, as `dataset.classes` does; what is undefined is
 null. A summary is {"mean", "std", "n", "ci95", "values"}, std null for one seed. Every comparison
 (`paired`, `paired_real`) has beside "difference", "ci95", "p" and "n" (seeds paired) "p_holm" and
-"p_bh", corrected over the arms, and "effect", the standardised paired effect over seeds
-(`hypothesis.paired_effect`; null for fewer than three).
+"p_bh", corrected over the arms, "effect", the standardised paired effect over seeds
+(`hypothesis.paired_effect`; null for fewer than three), and "score95", the score interval of the
+trained runs alone (`score_intervals`; null where the metric has none).
 
 Beyond the schema, of an arm's statistics: `per_class`, a list of {"class", "images", "groups",
 "auroc", "auprc", "sensitivity", "sensitivity_at_specificity", "f1": summaries,

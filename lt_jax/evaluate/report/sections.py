@@ -71,7 +71,8 @@ def paired(compared: Mapping[str, Mapping[str, Comparison]], reference: str) -> 
 def _of_comparison(cell: Comparison) -> tuple[str, str]:
     estimate, test = tables.comparison_parts(cell)
     effect = "" if cell.effect is None else f", g_z={cell.effect:+.2f}"
-    return estimate, test + effect
+    alone = "" if cell.score95 is None else f", runs alone {interval(cell.score95)}"
+    return estimate, test + effect + alone
 
 
 def classes(arms: Sequence[Mapping[str, Any]], data: Dataset) -> list[tuple[str, Grid]]:

@@ -9,7 +9,7 @@ that can and cannot tell of a class with few groups), the same ones for all arms
 has more than one seed, its runs with replacement. With few seeds the part due to training noise is
 small by about a factor (m - 1) / m in variance, which the two-way draw partly makes up by counting
 the interaction twice (Owen, 2007). Beside them stand score intervals of what is a share or an AUROC
-(`score_intervals`): of the trained runs alone, but sound with few groups.
+(`score_intervals`), and of its differences: of the trained runs alone, but sound with few groups.
 
 p-values are of the paired group permutation test (`permutation`), on the runs whose seeds both arms
 have, or on runs in order of seed where they share none; Holm's and Benjamini and Hochberg's
@@ -37,7 +37,7 @@ from lt_jax.evaluate.statistics.results import Comparison as Comparison
 from lt_jax.evaluate.statistics.results import Summary as Summary
 from lt_jax.evaluate.statistics.results import number
 from lt_jax.evaluate.statistics.results import summarise as summarise
-from lt_jax.evaluate.statistics.score_intervals import score_intervals
+from lt_jax.evaluate.statistics.score_intervals import score_differences, score_intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +225,11 @@ class _Pairs:
         }
         q, theirs = len(metrics.METRICS), self.found[reference]
         ends = {name: self.found[name].difference(theirs, q, self.interval) for name in names}
+        told = self.arms[reference].probabilities
+        score = {
+            name: score_differences(self.arms[name].probabilities, told, self.truth)
+            for name in names
+        }
         compared: dict[str, dict[str, Comparison]] = {name: {} for name in names}
         for row, metric in enumerate(metrics.METRICS):
             adjusted = multiplicity.adjust({name: number(p[name][row]) for name in names})
@@ -239,6 +244,7 @@ class _Pairs:
                     n=len(matched[name]),
                     p_bh=adjusted[name][1],
                     effect=hypothesis.paired_effect(_by_seed(mine, theirs, row)),
+                    score95=score[name].get(metric),
                 )
         return compared
 

@@ -15,10 +15,11 @@ is 1.96, p a share of n independent units, theta an AUROC from m positives and n
   AUROC       {theta : |theta^ - theta| <= z sqrt(V(theta))},
               V = theta (1 - theta) (1 + (N - 1) ((1 - theta) / (2 - theta) + theta / (1 + theta)))
                   / (m n),  N = (m + n) / 2  (Newcombe, Stat Med 2006, method 5)                 (5)
-  mean of k   [m - sqrt(l' R l) / k, m + sqrt(u' R u) / k], l_c = p_c - low_c, u_c = high_c - p_c
-              with [low_c, high_c] the interval of p_c and R the correlation of the p_c (MOVER: Zou
-              and Donner, Stat Med 2008): none between recalls of different classes, that of the
-              components of DeLong's covariance between one-vs-rest AUROCs                       (6)
+  sum w_c p_c [m - sqrt(l' R l), m + sqrt(u' R u)] about m = sum w_c p_c, l_c = w_c (p_c - low_c),
+              u_c = w_c (high_c - p_c) with [low_c, high_c] the interval of p_c, both ends exchanged
+              where w_c < 0, and R the correlation of the p_c (MOVER: Zou and Donner, Stat Med
+              2008): none between recalls of different classes, that of the components of DeLong's
+              covariance between one-vs-rest AUROCs; between arms see `score_intervals`         (6)
 They speak of the trained runs alone: training noise is in the bootstrap's, which redraws the runs.
 Of images in groups n is an effective number, see `effective_number`.
 """
@@ -188,17 +189,29 @@ def auroc(area: float, positives: float, negatives: float) -> Interval:
     return low, (1.0 if area == 1 else solve(max(area, 1e-9), 1.0))
 
 
+def combination(
+    parts: Sequence[tuple[float, Interval]],
+    weights: Float[np.ndarray, "k"],
+    correlation: Float[np.ndarray, "k k"],
+) -> Interval:
+    """(6): of a weighted sum of values, each with its interval."""
+    p, ends = np.array([value for value, _ in parts]), np.array([ends for _, ends in parts])
+    added, middle = weights > 0, float(weights @ p)
+    down, up = p - ends[:, 0], ends[:, 1] - p
+    gaps = weights * np.where(added, down, up), weights * np.where(added, up, down)
+    below, above = (float(np.sqrt(max(gap @ correlation @ gap, 0.0))) for gap in gaps)
+    return middle - below, middle + above
+
+
 def mean_of(
     parts: Sequence[tuple[float, Interval]],
     correlation: Float[np.ndarray, "k k"] | None = None,
 ) -> Interval:
     """(6): of the mean of values in [0, 1], each with its interval; None: independent ones."""
-    p, ends = np.array([value for value, _ in parts]), np.array([ends for _, ends in parts])
-    mean, k = p.mean(), len(p)
+    k = len(parts)
     r = np.eye(k) if correlation is None else correlation
-    below, above = p - ends[:, 0], ends[:, 1] - p
-    low, high = (np.sqrt(max(gap @ r @ gap, 0.0)) / k for gap in (below, above))
-    return max(0.0, float(mean - low)), min(1.0, float(mean + high))
+    low, high = combination(parts, np.full(k, 1 / k), r)
+    return max(0.0, low), min(1.0, high)
 
 
 def share_of(

@@ -39,7 +39,8 @@ class Comparison:
 
     difference: of means over seeds, with its interval. p, p_holm, p_bh: as tested, and corrected
     over the arms by Holm and by Benjamini and Hochberg. n: seeds that were paired. effect: the
-    standardised paired effect over common seeds, None where it is undefined.
+    standardised paired effect over common seeds, None where it is undefined. score95: the score
+    interval of the difference, of the trained runs alone; None where the metric has none.
     """
 
     difference: float | None
@@ -49,6 +50,7 @@ class Comparison:
     n: int
     p_bh: float | None = None
     effect: float | None = None
+    score95: tuple[float, float] | None = None
 
     def better(self, metric: str, alpha: float = 0.05) -> bool:
         """Whether the arm beats the baseline: Holm's p below alpha AND the interval beyond zero.

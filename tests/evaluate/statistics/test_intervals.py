@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.metrics import grouping
@@ -173,6 +173,47 @@ def test_score_intervals_of_absent_classes_are_none():
     alone = grouping.Truth(np.zeros(4, int), np.arange(4), class_groups, 3)
     found = score_intervals.score_intervals(p, alone)
     assert found["auroc_macro"] is None and found["auroc/0"] is None
+
+
+def test_a_combination_of_two_shares_is_newcombe_s_interval_of_independent_ones():
+    shares = [(k / n, intervals.wilson(k / n, n)) for k, n in ((56, 70), (48, 80))]
+    expected = confint_proportions_2indep(56, 70, 48, 80, method="newcomb", compare="diff")
+    found = intervals.combination(shares, np.array([1.0, -1.0]), np.eye(2))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def arm_of(right):
+    """Probabilities of one run [1 n 2], in which these images [n] of class 0 are right."""
+    return np.eye(2)[np.where(right, 0, 1)][None]
+
+
+def test_difference_of_paired_shares_is_the_published_one():
+    """Newcombe (Stat Med 1998; 17: 2635), method 10, of 36, 12, 2 and 0 pairs: 0.0569, 0.3404."""
+    first, second = np.repeat([(1, 1), (1, 0), (0, 1)], [36, 12, 2], axis=0).T.astype(bool)
+    class_groups = {"head": [0], "medium": [], "tail": [1]}
+    truth = grouping.Truth(np.zeros(50, int), np.arange(50), class_groups, 2)
+    found = score_intervals.score_differences(arm_of(first), arm_of(second), truth)
+    for name in ("accuracy", "sensitivity/0", "balanced_accuracy"):
+        np.testing.assert_allclose(found[name], (0.0569, 0.3404), atol=5e-5, err_msg=name)
+    assert found["auroc_macro"] is None and found["sensitivity/1"] is None
+
+
+def test_score_intervals_of_differences_turn_with_the_arms_and_narrow_with_what_they_share():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1, 2], [40, 20, 8])
+    truth = grouping.Truth(labels, np.arange(68), {"head": [0], "medium": [1], "tail": [2]}, 3)
+    both, *own = rng.normal(size=(3, 68, 3))
+    arms = [metrics.softmax(both + 0.5 * one + np.eye(3)[labels])[None] for one in own]
+    apart = metrics.softmax(rng.normal(size=(68, 3)) + np.eye(3)[labels])[None]
+    near = score_intervals.score_differences(*arms, truth)
+    turned = score_intervals.score_differences(*arms[::-1], truth)
+    far = score_intervals.score_differences(arms[0], apart, truth)
+    for name, (low, high) in near.items():
+        np.testing.assert_allclose(turned[name], (-high, -low), atol=1e-12, err_msg=name)
+        assert high - low < far[name][1] - far[name][0], name
+    itself = score_intervals.score_differences(arms[0], arms[0], truth)
+    for name, (low, high) in itself.items():
+        assert low <= 0 <= high and high - low < 0.7 * (near[name][1] - near[name][0]), name
 
 
 def test_bca_of_a_stratified_bootstrap_needs_no_loop_and_moves_with_skew():

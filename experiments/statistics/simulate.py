@@ -68,7 +68,8 @@ def size_table(simulations: int) -> tables.Table:
         for metric, found in size.permutations(counts, simulations).items():
             if metric in PERMUTED:
                 rows.append((f"Permutation, {metric}", design, found))
-    for test in ("corrected", "uncorrected", "corrected_10_fold", "t_5x2", "f_5x2"):
+    by_folds = ("corrected_10_fold", "corrected_10_fold_thinned", "corrected_3_fold_thinned")
+    for test in ("corrected", "uncorrected", *by_folds, "t_5x2", "f_5x2"):
         rows.append((f"Folds, {test}", "n = 200", size.folds(test, simulations)))
     return tables.Table(("Test at 5%", "Design", "Rejected under the null"), tuple(rows))
 

@@ -107,8 +107,10 @@ def folds(test: str, simulations: int, n: int = 200, splits: int = 15, dims: int
     """Nearest class means on two sets of features, alike in distribution, of two classes.
 
     test: "corrected" (splits of 90% and 10%), "uncorrected" (Student's t of the same, for
-    comparison), "corrected_10_fold", "t_5x2" or "f_5x2".
+    comparison), "corrected_10_fold", "t_5x2" or "f_5x2"; "corrected_10_fold_thinned" and
+    "corrected_3_fold_thinned", where the learner drops all but a fifth of its second class.
     """
+    k = next((k for k in (3, 10) if f"_{k}_fold" in test), 0)
 
     def rejects(rng: np.random.Generator) -> bool:
         y = np.arange(n) % 2
@@ -118,16 +120,25 @@ def folds(test: str, simulations: int, n: int = 200, splits: int = 15, dims: int
             d = np.array([[_gain(x, y, a, b), _gain(x, y, b, a)] for a, b in halves])
             found = (hypothesis.paired_t_5x2 if test == "t_5x2" else hypothesis.combined_f_5x2)(d)
             return found.p <= ALPHA
-        if test == "corrected_10_fold":
-            parts = np.array_split(rng.permutation(n), 10)
+        if k:
+            parts = np.array_split(rng.permutation(n), k)
         else:
             parts = [rng.permutation(n)[: n // 10] for _ in range(splits)]
         train = [np.setdiff1d(np.arange(n), part) for part in parts]
+        sizes = (n - len(parts[-1]), len(parts[-1]))  # what the learner is given, not what it keeps
+        if test.endswith("_thinned"):
+            train = [_thinned(rows, y, rng) for rows in train]
         d = np.array([_gain(x, y, a, b) for a, b in zip(train, parts, strict=True)])
-        sizes = (10**9, 1) if test == "uncorrected" else (n - n // 10, n // 10)
+        sizes = (10**9, 1) if test == "uncorrected" else sizes
         return hypothesis.corrected_resampled_t(d, *sizes).p <= ALPHA
 
     return rate(rejects, simulations)
+
+
+def _thinned(train: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All rows of class 0, and a fifth of those of class 1, drawn for this train set."""
+    rare = rng.permutation(train[y[train] == 1])
+    return np.concatenate([train[y[train] == 0], rare[: len(rare) // 5]])
 
 
 def _gain(x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:

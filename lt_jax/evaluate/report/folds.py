@@ -5,6 +5,13 @@ fold's value is the mean over its seeds; a Summary's n is the number of folds, a
 left out: the folds' deviation underestimates the variance of their mean, since their train sets
 overlap, and no unbiased estimate exists (Bengio and Grandvalet, JMLR 5:1089, 2004). The p-value is
 that of the corrected resampled t-test, Holm's over the arms.
+
+Its n_test / n_train is 1 / (k - 1) whatever the profile of train: n_train counts all images that
+are not test. Nadeau and Bengio's correction is for what the folds' data have in common, of which
+the learner is handed n_train images; to thin them to a long tail, or to set some aside as
+policy_val and val, is a part of that learner, as early stopping would be. It leaves images out,
+and so makes what folds are trained on no more alike: the test errs on the safe side, if at all
+(its size by simulation is in experiments/statistics/README.md).
 """
 
 import dataclasses
@@ -49,13 +56,15 @@ def compare(folds: Sequence[ReportInputs]) -> dict[str, Any]:
     """Every metric by fold, and every arm against the baseline.
 
     Returns:
-      {"folds": j, "baseline": its name, "n_train", "n_test": mean sizes, "arms": {name: {metric:
+      {"folds": j, "baseline": its name, "n_test": its mean size, "n_train": the images that are not
+      test, before any are thinned out or held out as val, "arms": {name: {metric:
       {"mean", "std", "n", "values" by fold, "difference", "ci95" of it, "p", "p_holm"}}}}; the
       last four are None for the baseline, and where a fold leaves the metric undefined.
     """
     baseline = folds[0].evaluate.baseline
-    n_train = round(float(np.mean([np.sum(fold.dataset.train_counts) for fold in folds])))
-    n_test = round(float(np.mean([len(fold.dataset.test_labels) for fold in folds])))
+    images = sum(len(fold.dataset.test_labels) for fold in folds)  # each is test once
+    n_test = round(images / len(folds))
+    n_train = images - n_test
     values = by_fold(folds)
     arms: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in values}
     for metric in metrics.METRICS:

@@ -7,9 +7,11 @@ r"""A second data set as a test set alone: a run's finished classifiers on image
 chosen: the classifiers are used as they are. Of the other source those images are taken that the
 run's classes name (`--classes` and `--label` as in config.data where they are named otherwise
 there), all but those that the run has had and their near-duplicates, found over the square images
-at the run's size by its own `data.duplicate_distance` (`near_duplicates=off`: exact copies alone);
-the protocol in the report counts both. Other photographs of the same lesion are not known as such.
-The report in `--out` is like the run's, its groups and labels those of the other
+at the run's size by its own `data.duplicate_distance` (`near_duplicates=off`: exact copies alone).
+A generator that was adapted has more behind it than the run: exact copies of what its base was
+trained on are left out, too; near-duplicates of these cannot be, since no more than their hashes
+is known. The protocol in the report counts all three. Other photographs of the same lesion are not
+known as such. The report in `--out` is like the run's, its groups and labels those of the other
 source.
 """
 
@@ -48,7 +50,7 @@ def run(
       ConfigError: the run is not finished, or the classes are others.
     """
     context = pipeline.finished("classify")
-    own, held = context.data
+    own, _ = context.data
     data = dataclasses.replace(
         data,
         near_duplicates=context.config.data.near_duplicates,
@@ -60,7 +62,7 @@ def run(
     folder = out / "prepare"
     folder.mkdir(parents=True, exist_ok=True)
     with faults.lock(out), Progress("external", 0, "image") as bar:
-        prepare.prepare(data, folder, bar.of, known=_known(own, held, data))
+        prepare.prepare(data, folder, bar.of, known=_known(context, data))
         manifest, images = prepare.load(folder, data)
         if manifest.classes != own.classes:
             raise config_lib.ConfigError(
@@ -72,8 +74,9 @@ def run(
     return inputs
 
 
-def _known(own: SplitManifest, images: Images, data: config_lib.DataConfig) -> draws.Known:
+def _known(context: Context, data: config_lib.DataConfig) -> draws.Known:
     """What the run has had; for near-duplicates as its squares, which may be all that is left."""
+    own, images = context.data
     rows = range(len(own)) if data.near_duplicates != "off" else ()
     thumbnails = np.zeros((len(rows), duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.float32)
     if len(rows):
@@ -82,7 +85,15 @@ def _known(own: SplitManifest, images: Images, data: config_lib.DataConfig) -> d
                 faults.check("the search for near-duplicates")
                 thumbnails[row] = duplicates.thumbnail(images[np.array([row])][0])
                 bar.update(row + 1)
-    return draws.Known(frozenset(own.image_sha256), thumbnails)
+    seen = frozenset(_seen_by_generator(context))
+    return draws.Known(frozenset(own.image_sha256), thumbnails, seen)
+
+
+def _seen_by_generator(context: Context) -> list[str]:
+    """sha256 of every image that the run's generator, or a base of it, was trained on, if any."""
+    if (spec := context.specs.get("generator")) is None or not context.store.done(spec):
+        return []
+    return json.loads((context.folder("generator") / "generator.json").read_text())["seen"]
 
 
 def _inputs(

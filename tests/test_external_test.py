@@ -8,9 +8,11 @@ from PIL import Image
 
 from lt_jax import external_test, reporting
 from lt_jax.config import ConfigError, DataConfig
-from lt_jax.data import prepare, sources
+from lt_jax.data import draws, duplicates, prepare, sources
 from lt_jax.pipeline import Pipeline
 from tests.test_pipeline import tiny
+
+NONE = np.zeros((0, duplicates.THUMBNAIL, duplicates.THUMBNAIL), np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def test_only_new_images_are_tested_and_the_classifiers_are_those_of_the_run(fin
     assert len(manifest) == 36 and not set(manifest.image_sha256) & set(own.image_sha256)
     assert set(manifest.splits) == {"test"} and manifest.classes == own.classes
     assert manifest.protocol["left_out_as_known"] == 144
+    assert manifest.protocol["left_out_as_seen_by_the_generator_s_base"]["images"] == 0
     np.testing.assert_array_equal(inputs.dataset.test_labels, manifest.labels)
     report = json.loads((tmp_path / "report.json").read_text())
     logits = np.stack([run.test_logits for run in inputs.arms[0].runs])
@@ -69,6 +72,17 @@ def test_near_duplicates_of_the_run_s_images_are_left_out_and_counted(finished, 
     assert told["left_out_as_known"] == 0
     assert told["left_out_as_near_duplicates"] == {"images": 144, "distance": 0.01}
     assert len(inputs.dataset.test_labels) == 36
+
+
+def test_what_the_base_of_a_generator_has_seen_is_left_out_and_counted_apart(tmp_path):
+    data = DataConfig(source="phantom:4", image_size=8, channels=1)
+    whole = prepare.prepare(data, tmp_path, known=draws.Known((), NONE))
+    own, seen = whole.image_sha256[:3], whole.image_sha256[2:7]  # one is the run's, too
+    made = prepare.prepare(data, tmp_path, known=draws.Known(own, NONE, seen))
+    assert set(made.image_sha256) == set(whole.image_sha256[7:])
+    assert made.protocol["left_out_as_known"] == 3
+    told = made.protocol["left_out_as_seen_by_the_generator_s_base"]
+    assert told["images"] == 4 and "not looked for" in told["near_duplicates"]
 
 
 def test_classes_of_other_names_are_matched_or_refused(finished, tmp_path):

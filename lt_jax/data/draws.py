@@ -170,10 +170,11 @@ def redraw(
 @dataclasses.dataclass(frozen=True, eq=False)
 class Known:
     """Images that a run has had: their sha256, and thumbnails of its square images (none: copies
-    alone are looked for)."""
+    alone are looked for); and sha256 of what its generator has seen, which may be more."""
 
     image_sha256: Collection[str]
     thumbnails: Float[np.ndarray, "m s s"]
+    seen_by_generator: Collection[str] = frozenset()
 
 
 def all_test(
@@ -187,21 +188,28 @@ def all_test(
     `decoded` has thumbnails of squares.
     """
     rows = decoded.rows
-    copied = np.array([decoded.image_sha256[row] in known.image_sha256 for row in rows.tolist()])
+    hashes = [decoded.image_sha256[row] for row in rows.tolist()]
+    copied = np.array([sha256 in known.image_sha256 for sha256 in hashes])
+    seen = np.array([sha256 in known.seen_by_generator for sha256 in hashes]) & ~copied
     near = duplicates.among(decoded.thumbnails[rows], known.thumbnails, data.duplicate_distance)
-    new = rows[~(copied | near)].tolist()
+    near &= ~(copied | seen)
+    new = rows[~(copied | seen | near)].tolist()
     if not new:
         raise ManifestError(
             f"all {len(decoded.rows)} images of {data.source} are among those that the run has "
-            "had, or near-duplicates of them"
+            "had, near-duplicates of them, or have trained its generator's base"
         )
     protocol = {
         **_protocol_of_reader(data, decoded),
         "external": True,
         "left_out_as_known": int(copied.sum()),
         "left_out_as_near_duplicates": {
-            "images": int((near & ~copied).sum()),
+            "images": int(near.sum()),
             "distance": data.duplicate_distance if len(known.thumbnails) else None,
+        },
+        "left_out_as_seen_by_the_generator_s_base": {
+            "images": int(seen.sum()),
+            "near_duplicates": "not looked for: of a base's images no more than hashes is known",
         },
     }
     groups = [records[row].group for row in new]

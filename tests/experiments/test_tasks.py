@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from experiments.tasks import compare
-from lt_jax.config import ConfigError
+from lt_jax import external_test
+from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.pipeline import Pipeline
+from lt_jax.specs import STAGES
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -74,6 +76,28 @@ def test_few_shots_leave_the_other_splits_whole(base, tmp_path):
     np.testing.assert_array_equal(
         [made.ids[i] for i in made.rows("test")], [whole.ids[i] for i in whole.rows("test")]
     )
+
+
+@pytest.mark.slow
+def test_what_the_base_has_seen_is_no_external_test_of_few_shots(base, tmp_path):
+    # Of the base's train images the task keeps three a class. The others are no news to classifiers
+    # that learn from the adapted generator's images.
+    config = task_of(base, "diagnosis", shots=3)
+    with config.unlocked():
+        config.classify.arms = {"synthetic": config.classify.arms["synthetic"]}
+        config.classify.seeds, config.evaluate.baseline = (0,), "synthetic"
+    run = Pipeline(config, tmp_path / "few", tmp_path / "cache")
+    run.run([stage for stage in STAGES if stage != "report"])
+    column, classes = compare.TASKS["phantom"]["diagnosis"]
+    other = DataConfig(source="phantom:40", label=column, classes=classes)
+    external_test.run(run, other, tmp_path / "external")
+    whole = manifest_lib.load(base[1].context().folder("prepare"))
+    made = manifest_lib.load(run.context().folder("prepare"))
+    seen = {whole.image_sha256[i] for i in whole.rows("train")}
+    held = manifest_lib.load(tmp_path / "external" / "prepare")
+    assert len(held) and not set(held.image_sha256) & (seen | set(made.image_sha256))
+    told = held.protocol["left_out_as_seen_by_the_generator_s_base"]
+    assert told["images"] == len(seen - set(made.image_sha256)) > 0
 
 
 def test_tasks_that_are_none_are_named():

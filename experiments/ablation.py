@@ -295,22 +295,15 @@ def table(results: Mapping[str, Any]) -> tables.Table:
     rows = []
     for name, row in results["variants"].items():
         cells: list[Any] = []
-        for held in (row["metrics"][metric] for metric in METRICS):
-            tupled = {"ci95": _pair(held["ci95"]), "values": tuple(held["values"])}
-            cells.append(Summary(**{**held, **tupled}))
+        cells += [tables.cell_from_json(Summary, row["metrics"][metric]) for metric in METRICS]
         for versus in (row["full_minus"].get(metric) for metric in METRICS[:2]):
-            itself = versus is None
-            cells.append("" if itself else Comparison(**{**versus, "ci95": _pair(versus["ci95"])}))
+            cells.append("" if versus is None else tables.cell_from_json(Comparison, versus))
         cost = row["cost"]
         cells.append(f"{cost['all']['flops']:.3g} ({cost['own']['flops']:.3g} of its own)")
         rows.append((FULL if name == FULL else f"without {name}", *cells))
     titles = [tables.TITLES[metric] for metric in METRICS]
     versus = [f"Full minus this: {title}" for title in titles[:2]]
     return tables.Table(("System", *titles, *versus, "FLOPs"), tuple(rows))
-
-
-def _pair(ends: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if ends is None else (ends[0], ends[1])
 
 
 def main(_: list[str]) -> None:

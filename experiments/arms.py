@@ -14,7 +14,9 @@ from lt_jax.classify import predict
 from lt_jax.data import prepare
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import report as report_lib
-from lt_jax.evaluate.statistics import tables
+from lt_jax.evaluate import statistics
+from lt_jax.evaluate.metrics import PRIMARY
+from lt_jax.evaluate.statistics import Comparison, Summary, tables
 from lt_jax.pipeline import Pipeline
 
 BASELINE = "real"  # the run of real images alone
@@ -89,7 +91,7 @@ def collect(
       out: gets `report/` and the log of openings.
       experiment: the module, for the report and the log.
       rivals: arms, as variant/arm, with which all are compared; `report/` has the first, and
-        `paired` the comparisons with each.
+        `paired` the comparisons of balanced accuracy with each (None: with itself).
 
     Raises:
       ConfigError: a rival is not finished; the test labels stay closed.
@@ -111,7 +113,7 @@ def collect(
         if "synthesize" in context.specs and finished(context, "synthesize")
     }
     paired = {
-        rival: {arm["name"]: paired_cell(arm) for arm in report["arms"]}
+        rival: {arm["name"]: arm["paired"].get(PRIMARY) for arm in report["arms"]}
         for rival, report in reports.items()
     }
     return {"report": reports[rivals[0]], "pools": pools, "paired": paired}
@@ -182,26 +184,20 @@ def agreement(context: Any, real: Any, arm: str) -> dict[str, Any]:
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, sample deviation (None of a single value) and number."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std, "n": len(values)}
+    """Mean, sample deviation and number of values, as report.json has them."""
+    return tables.cell_to_json(statistics.summarise(np.array(values, float)))
 
 
-def mean_cell(summary: Mapping[str, Any]) -> str:
-    """Mean, deviation and number of seeds."""
-    if summary["mean"] is None:
-        return "none"
-    spread = "n = 1" if summary["std"] is None else f"± {summary['std']:.3f}, n = {summary['n']}"
-    return f"{summary['mean']:.3f} ({spread})"
+def mean_cell(summary: Mapping[str, Any]) -> Summary:
+    """Of what `summary` or report.json has: the cell of a table."""
+    return tables.cell_from_json(Summary, summary)
 
 
-def paired_cell(arm: Mapping[str, Any], metric: str = "balanced_accuracy") -> str:
-    """An arm's metric over that of the report's baseline: interval and Holm's p, if there are."""
-    compared = (arm.get("paired") or {}).get(metric)
-    if not compared:
-        return "itself"
-    if compared["difference"] is None:
-        return tables.UNDEFINED
-    ends, p = compared["ci95"], compared["p_holm"]
-    interval = tables.format_interval(None if ends is None else (ends[0], ends[1]))
-    return f"{compared['difference']:+.3f} {interval}, {'no p' if p is None else f'p = {p:.3f}'}"
+def versus_cell(compared: Mapping[str, Any] | None) -> tables.Cell:
+    """Of a comparison in report.json; None is that of the baseline with itself."""
+    return tables.cell_from_json(Comparison, compared) if compared else "itself"
+
+
+def paired_cell(arm: Mapping[str, Any], metric: str = PRIMARY) -> tables.Cell:
+    """An arm's metric over that of the report's baseline."""
+    return versus_cell((arm.get("paired") or {}).get(metric))

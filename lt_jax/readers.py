@@ -32,6 +32,7 @@ from lt_jax.evaluate.metrics import grouping
 from lt_jax.evaluate.report import picture, reader_figures
 from lt_jax.evaluate.statistics import curves, reading, tables
 from lt_jax.evaluate.statistics.reading import Reading, Study
+from lt_jax.evaluate.statistics.results import Share
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import distributed, faults, files
 
@@ -181,10 +182,8 @@ def text(found: Study) -> str:
 
 
 def _points(title: str, points: Mapping[str, reading.Point]) -> tables.Table:
-    show = lambda point, name: (
-        f"{point.share[name]:.3f} {tables.format_interval(point.ci95[name])}"
-        if name in point.ci95
-        else f"{point.share[name]:.3f} (no interval)"
+    show = lambda point, name: Share(
+        round(point.share[name] * point.n[name]), point.n[name], point.ci95.get(name)
     )
     rows = tuple(
         (name, point.images, *(show(point, metric) for metric in reading.METRICS))

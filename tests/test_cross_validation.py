@@ -96,6 +96,7 @@ def test_the_folds_are_told_apart_and_tested(finished, inputs):
     values = folds_lib.by_fold(inputs)
     name, metric = "source_replay", "accuracy"
     told = found["arms"][name][metric]
+    test = told["test"]
     np.testing.assert_allclose(told["values"], values[name][metric])
     assert told["n"] == found["folds"] == FOLDS
     differences = values[name][metric] - values["ce"][metric]
@@ -103,11 +104,13 @@ def test_the_folds_are_told_apart_and_tested(finished, inputs):
     assert max(np.sum(fold.dataset.train_counts) for fold in inputs) < found["n_train"] / 2
     error = np.sqrt((1 / FOLDS + 1 / (FOLDS - 1)) * np.var(differences, ddof=1))
     t = np.mean(differences) / error
-    np.testing.assert_allclose(told["p"], 2 * stats.t.sf(abs(t), FOLDS - 1))
+    np.testing.assert_allclose(test["p"], 2 * stats.t.sf(abs(t), FOLDS - 1))
     half = stats.t.ppf(0.975, FOLDS - 1) * error
-    np.testing.assert_allclose(told["ci95"], np.mean(differences) + np.array([-half, half]))
-    assert found["arms"]["ce"][metric]["p"] is None
-    assert f"{FOLDS} folds" in folds_lib.text_table(found)
+    np.testing.assert_allclose(test["ci95"], np.mean(differences) + np.array([-half, half]))
+    assert test["p_holm"] == test["p_bh"] == test["p"]  # a family of one
+    assert found["arms"]["ce"][metric]["test"] is None
+    table = folds_lib.text_table(found)
+    assert f"{FOLDS} folds" in table and f"(n={FOLDS} folds)" in table and "Holm p" in table
 
 
 def test_what_is_finished_is_not_trained_again(finished, monkeypatch):

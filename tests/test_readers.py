@@ -63,7 +63,9 @@ def test_answers_become_points_on_the_curve_and_the_opening_is_on_record(finishe
     assert written["intervals"]["one reader"] == "percentile bootstrap"
     numbers = (tmp_path / "out" / "figures" / "roc.csv").read_text()
     assert "ann,alone," in numbers and "bob,with help," in numbers
+    assert written["aided"]["ann"]["n"]["accuracy"] == len(rows)
     text = readers.text(found)
+    assert f"{len(rows)}/{len(rows)} = 1.000 [" in text  # of all images, aided
     assert "All readers" in text and "McNemar" in text and "uncorrected (n=1*)" in text
     assert {one["method"] for one in written["right"].values()} == {"exact"}
 

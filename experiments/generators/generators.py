@@ -22,6 +22,8 @@ from experiments import arms
 from experiments.generators import variants as variants_lib
 from lt_jax import command
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.report import sections
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.specs import STAGES
@@ -42,34 +44,30 @@ def pipeline_of(shared: ConfigDict, out: pathlib.Path, variant: str) -> Pipeline
     return Pipeline(config, out / variant, out / "cache", command=f"generators {variant}")
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: how near each pool is to train, then what it does to the classifier."""
-    lines = [
-        "| generator | accepted of generated | agreement (val) | FD (val) | KID x 1000 (val) "
-        "| precision (val) | recall (val) | nearer to train than val |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def tables_of(results: Mapping[str, Any]) -> list[tables.Table]:
+    """How near each pool is to train (n: seeds of agreement, else classes), then what it does to
+    the classifier (n: seeds)."""
+    pools = []
     for name, pool in results["pools"].items():
         kept = f"{sum(pool['accepted'])} of {sum(pool['generated'])}"
-        agreed = " ".join(
-            pattern.format(**pool["agreement"][side])
-            for side, pattern in (("pool", "{mean:.2f} ± {std:.2f}"), ("val", "({mean:.2f})"))
+        agreed = (arms.mean_cell(pool["agreement"][side]) for side in ("pool", "val"))
+        pools.append((name, kept, *agreed, *_fidelity_cells(pool["fidelity"])))
+    columns = ("Generator", "Accepted of generated", "Agreement", "of val")
+    columns += tuple(f"{measure} (val)" for measure in ("FD", "KID", "Precision", "Recall"))
+    rows = [
+        (
+            arm["name"],
+            arms.mean_cell(arm["metrics"]["balanced_accuracy"]),
+            arms.paired_cell(arm),
+            *(arms.mean_cell(arm["metrics"][name]) for name in ("recall_tail", "recall_head")),
         )
-        cells = " | ".join(_fidelity_cells(pool["fidelity"]))
-        lines.append(f"| {name} | {kept} | {agreed} | {cells} |")
-    lines += [
-        "",
-        "| arm | balanced accuracy | against balanced softmax on real images | tail recall "
-        "| head recall |",
-        "|---|---|---|---|---|",
+        for arm in results["report"]["arms"]
     ]
-    for arm in results["report"]["arms"]:
-        accuracy, tail, head = (
-            arms.mean_cell(arm["metrics"][name])
-            for name in ("balanced_accuracy", "recall_tail", "recall_head")
-        )
-        lines.append(f"| {arm['name']} | {accuracy} | {arms.paired_cell(arm)} | {tail} | {head} |")
-    return "\n".join(lines)
+    heads = ("Arm", "Balanced acc.", f"Minus {arms.RIVAL}", "Recall tail", "Recall head")
+    return [
+        tables.Table((*columns, "Share nearer to train than 95% of val"), tuple(pools)),
+        tables.Table(heads, tuple(rows)),
+    ]
 
 
 def _fidelity_cells(fidelity: Mapping[str, Any] | None) -> list[str]:
@@ -77,15 +75,15 @@ def _fidelity_cells(fidelity: Mapping[str, Any] | None) -> list[str]:
         return ["none"] * 5
     macro, nearest = fidelity["macro"], fidelity["overall"]["nearest"]
 
-    def cell(measure: str, scale: float = 1.0) -> str:
-        pair = [macro[side][measure]["mean"] for side in ("matched", "floor")]
-        if None in pair:
-            return "too few"
-        return f"{scale * pair[0]:.2f} ({scale * pair[1]:.2f})"
+    def cell(measure: str) -> str:
+        matched, floor = (
+            sections.over_classes(macro[side][measure], "too few") for side in ("matched", "floor")
+        )
+        return f"{matched} ({floor})"
 
-    closer = nearest["closer_than_val"]
-    share = "too few" if closer is None else f"{closer:.2f}"
-    return [cell("fd"), cell("kid", 1000.0), cell("precision"), cell("recall"), share]
+    closer, n = nearest["closer_than_val"], fidelity["overall"]["n_synthetic"]
+    share = "too few" if closer is None else f"{round(closer * n)}/{n}"
+    return [*(cell(measure) for measure in ("fd", "kid", "precision", "recall")), share]
 
 
 def main(_: list[str]) -> None:
@@ -104,7 +102,7 @@ def main(_: list[str]) -> None:
     files.write_atomically(
         out / "results.json", json.dumps(report_lib.strict(results), indent=1), "the results"
     )
-    print(table(results))
+    print("\n\n".join(map(tables.to_markdown, tables_of(results))))
 
 
 if __name__ == "__main__":

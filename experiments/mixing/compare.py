@@ -22,12 +22,14 @@ from experiments import arms as arms_lib
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.specs import STAGES
 
 REAL = "real"  # its loss is that of all arms
 LEVELS = (0.2, 0.4, 0.6, 0.8)
+METRICS = ("balanced_accuracy", "recall_tail", "recall_head")
 RIVALS = (REAL, "uniform", "fill_to_head")
 
 
@@ -75,27 +77,18 @@ def configure(shared: ConfigDict, loss: str, seeds: int, fill_to: int, some: lis
     return config
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown: every arm, and its difference to each of the rivals."""
-    rivals = list(results["paired"])
-    lines = [
-        "| arm | balanced accuracy | tail recall | head recall | policy_val minus test | "
-        + " | ".join(f"against {name.partition('/')[2]}" for name in rivals)
-        + " |",
-        "|---" * (5 + len(rivals)) + "|",
-    ]
+def table(results: dict[str, Any]) -> tables.Table:
+    """Every arm, and its difference to each of the rivals; n: seeds."""
+    rivals, rows = list(results["paired"]), []
     for arm in results["report"]["arms"]:
-        metrics = arm["metrics"]
-        cells = [arm["name"].partition("/")[2]]
-        cells += [
-            arms_lib.mean_cell(metrics[name])
-            for name in ("balanced_accuracy", "recall_tail", "recall_head")
-        ]
         gap = arm["policy_val_minus_test"]
-        cells.append(arms_lib.mean_cell(gap) if gap else "none")
-        cells += [results["paired"][rival][arm["name"]] for rival in rivals]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        cells = [arms_lib.mean_cell(arm["metrics"][name]) for name in METRICS]
+        cells += [arms_lib.mean_cell(gap) if gap else "none"]
+        cells += [arms_lib.versus_cell(results["paired"][rival][arm["name"]]) for rival in rivals]
+        rows.append((arm["name"].partition("/")[2], *cells))
+    titles = (*(tables.TITLES[name] for name in METRICS), "policy_val minus test")
+    versus = (f"Minus {name.partition('/')[2]}" for name in rivals)
+    return tables.Table(("Arm", *titles, *versus), tuple(rows))
 
 
 def main(_: list[str]) -> None:
@@ -115,7 +108,7 @@ def main(_: list[str]) -> None:
     )
     results = report_lib.strict(found)
     files.write_atomically(out / "results.json", json.dumps(results, indent=1), "the results")
-    print(table(results))
+    print(tables.to_markdown(table(results)))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from experiments.scaling import pictures
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import prepare
-from lt_jax.evaluate import metrics
+from lt_jax.evaluate import metrics, statistics
 from lt_jax.evaluate import report as report_lib
-from lt_jax.evaluate.statistics import scaling
+from lt_jax.evaluate.statistics import scaling, tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.specs import STAGES
@@ -179,50 +179,51 @@ def _told(number: float) -> float | str:
     return "less than the smallest" if number == 0 else round(number)
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Markdown: the curve over real images, its crossings, and the gain of each class by dose."""
+def tables_of(results: dict[str, Any]) -> list[tables.Table]:
+    """The curve over real images with its crossings, the one over doses, and gains by class and
+    dose; n: seeds."""
     arms, sizes = results["arms"], results["sizes"]
-    cell = lambda name, metric: arms_lib.mean_cell(arms[name]["metrics"][metric])
-    lines = [
-        "| real images | arm | balanced accuracy | AUROC | test loss | equivalent real images |",
-        "|---" * 6 + "|",
-    ]
+    titles = tuple(tables.TITLES[metric] for metric in METRICS)
+    measured = lambda name: [arms_lib.mean_cell(arms[name]["metrics"][m]) for m in METRICS]
+    rows = []
     for worth in results["worth"]:
         name = name_of(worth["fraction"])
         for arm in (REAL, SYNTHETIC):
-            last = "itself" if arm == REAL else _equivalent(worth)
-            cells = [f"{sizes[name]:,}", arm, *(cell(f"{name}/{arm}", m) for m in METRICS), last]
-            lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| dose | balanced accuracy | AUROC | test loss | against real |"]
-    lines.append("|---" * 5 + "|")
+            last = "itself" if arm == REAL else _equivalent(worth, results["plan"]["seeds"])
+            rows.append((f"{sizes[name]:,}", arm, *measured(f"{name}/{arm}"), last))
+    columns = ("Real images", "Arm", *titles, "Equivalent real images")
+    found = [tables.Table(columns, tuple(rows))]
+    rows = []
     for dose in (0.0, *results["plan"]["doses"]):
         name = f"{name_of(1)}/{dose_arm(dose) if dose else REAL}"
         if name in arms:
-            cells = [f"{dose:g}", *(cell(name, metric) for metric in METRICS)]
-            lines.append(f"| {' | '.join([*cells, arms_lib.paired_cell(arms[name])])} |")
-    return "\n".join([*lines, "", *_by_class(results)])
+            rows.append((f"dose {dose:g}", *measured(name), arms_lib.paired_cell(arms[name])))
+    columns = ("Synthetic over real", *titles, f"{titles[0]} minus {REAL}")
+    return [*found, tables.Table(columns, tuple(rows)), _by_class(results)]
 
 
-def _equivalent(worth: dict[str, Any]) -> str:
+def _equivalent(worth: dict[str, Any], seeds: int) -> str:
     limits = worth["ci95"]
-    spread = "no interval" if limits is None else f"[{limits[0]}, {limits[1]}]"
-    return f"{worth['equivalent']} {spread}"
+    spread = "no interval" if limits is None else f"{limits[0]}, {limits[1]}"
+    return f"{worth['equivalent']} [{spread}] (n={seeds})"
 
 
-def _by_class(results: dict[str, Any]) -> list[str]:
-    """Recall of each class at each dose over that of real images alone; mean over seeds."""
+def _by_class(results: dict[str, Any]) -> tables.Table:
+    """Recall of each class at each dose over that of real images alone."""
     gains = [(dose, np.array(values, float)) for dose, values in results["gains"]]
-    lines = ["| class | train images | " + " | ".join(f"dose {d:g}" for d, _ in gains) + " |"]
-    lines.append("|---" * (2 + len(gains)) + "|")
-    for k, name in enumerate(results["classes"]):
-        cells = [
-            "no test image"
-            if np.isnan(g[:, k]).all()
-            else f"{g[:, k].mean():+.3f} (± {g[:, k].std(ddof=1):.3f}, n = {len(g)})"
-            for _, g in gains
-        ]
-        lines.append(f"| {name} | {results['train_counts'][k]:,} | {' | '.join(cells)} |")
-    return lines
+    rows = tuple(
+        (
+            name,
+            results["train_counts"][k],
+            *(
+                "no test image" if np.isnan(g[:, k]).all() else statistics.summarise(g[:, k])
+                for _, g in gains
+            ),
+        )
+        for k, name in enumerate(results["classes"])
+    )
+    columns = ("Class", "Train images", *(f"Recall gained, dose {dose:g}" for dose, _ in gains))
+    return tables.Table(columns, rows)
 
 
 def main(_: list[str]) -> None:
@@ -253,7 +254,7 @@ def main(_: list[str]) -> None:
     results = collect(runs, plan, out)
     files.write_atomically(out / "results.json", json.dumps(results, indent=1), "the results")
     pictures.draw(results, out / "figures")
-    print(tables(results))
+    print("\n\n".join(tables.to_markdown(table) for table in tables_of(results)))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import arrays, files, mesh
 from lt_jax.specs import STAGES
@@ -89,31 +90,31 @@ def collect(runs: Mapping[str, Pipeline], out: pathlib.Path) -> dict[str, Any]:
     return {**results, "policy_val": seen, "keep_rate": chosen, "unselected": unselected}
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: what each variant's gates let through, and what it does to the classifier."""
-    lines = [
-        "| arm | accepted of generated | agreement (val) | balanced accuracy | against unselected "
-        "| against balanced softmax on real images | tail recall | policy_val balanced accuracy |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table(results: Mapping[str, Any]) -> tables.Table:
+    """What each variant's gates let through, and what it does to the classifier; n: seeds."""
+    rows = []
     for arm in results["report"]["arms"]:
         name, variant = arm["name"], arm["name"].partition("/")[0]
-        kept = agreed = ""
+        kept: list[tables.Cell] = ["", "", ""]
         if pool := results["pools"].get(variant):
-            kept = f"{sum(pool['accepted'])} of {sum(pool['generated'])}"
-            agreed = "{pool[mean]:.2f} ({val[mean]:.2f})".format(**pool["agreement"])
-        cells = [
-            name,
-            kept,
-            agreed,
-            arms.mean_cell(arm["metrics"]["balanced_accuracy"]),
-            results["paired"][results["unselected"]][name],
-            results["paired"][arms.RIVAL][name],
-            arms.mean_cell(arm["metrics"]["recall_tail"]),
-            arms.mean_cell(results["policy_val"][name]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Keep rate chosen on policy_val: {results['keep_rate']}"])
+            kept = [f"{sum(pool['accepted'])} of {sum(pool['generated'])}"]
+            kept += [arms.mean_cell(pool["agreement"][side]) for side in ("pool", "val")]
+        rows.append(
+            (
+                name,
+                *kept,
+                arms.mean_cell(arm["metrics"]["balanced_accuracy"]),
+                *(
+                    arms.versus_cell(results["paired"][rival][name])
+                    for rival in (results["unselected"], arms.RIVAL)
+                ),
+                arms.mean_cell(arm["metrics"]["recall_tail"]),
+                arms.mean_cell(results["policy_val"][name]),
+            )
+        )
+    columns = ("Arm", "Accepted of generated", "Agreement", "of val", "Balanced acc.")
+    columns += ("Minus unselected", f"Minus {arms.RIVAL}", "Recall tail", "Balanced, policy_val")
+    return tables.Table(columns, tuple(rows))
 
 
 def main(_: list[str]) -> None:
@@ -133,7 +134,8 @@ def main(_: list[str]) -> None:
     if _COLLECT.value:
         results = report_lib.strict(collect(runs, out))
         files.write_atomically(out / "results.json", json.dumps(results, indent=1), "the results")
-        print(table(results))
+        print(tables.to_markdown(table(results)))
+        print(f"\nKeep rate chosen on policy_val: {results['keep_rate']}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from experiments import arms as arms_lib
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.evaluate import report as report_lib
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 
@@ -109,21 +110,21 @@ def configure(
     return config
 
 
-def table(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: a row an arm of each task, and its differences to the baseline."""
-    lines = [
-        "| task | train images | arm | AUROC | against real | balanced accuracy | against real |",
-        "|---" * 7 + "|",
-    ]
+def table(reports: Mapping[str, Mapping[str, Any]]) -> tables.Table:
+    """A row an arm of each task, and its differences to the baseline; n: seeds."""
+    rows = []
     for task, report in reports.items():
         counts = " + ".join(f"{count:,}" for count in report["dataset"]["train_counts"])
         for arm in report["arms"]:
-            cells = [task, counts, arm["name"]]
+            cells: list[tables.Cell] = [task, counts, arm["name"]]
             for metric in METRICS:
                 cells.append(arms_lib.mean_cell(arm["metrics"][metric]))
                 cells.append(arms_lib.paired_cell(arm, metric))
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(tuple(cells))
+    columns = ["Task", "Train images", "Arm"]
+    for metric in METRICS:
+        columns += [tables.TITLES[metric], f"{tables.TITLES[metric]} minus {BASELINE}"]
+    return tables.Table(tuple(columns), tuple(rows))
 
 
 def main(_: list[str]) -> None:
@@ -152,7 +153,7 @@ def main(_: list[str]) -> None:
     files.write_atomically(
         out / f"results{suffix}.json", json.dumps(reports, indent=1), "the tasks' reports"
     )
-    print(table(reports))
+    print(tables.to_markdown(table(reports)))
 
 
 if __name__ == "__main__":

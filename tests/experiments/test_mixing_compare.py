@@ -3,9 +3,11 @@
 import pytest
 
 from configs import digits
+from experiments import arms as arms_lib
 from experiments.mixing import compare
 from lt_jax import config as config_lib
 from lt_jax import specs as specs_lib
+from lt_jax.evaluate.statistics import tables
 
 
 def test_arms_differ_in_their_rule_alone():
@@ -30,13 +32,16 @@ def test_some_arms_keep_the_one_that_others_are_compared_with():
 
 
 def test_the_table_has_a_row_an_arm_with_spread_and_gap():
-    metric = {"mean": 0.5, "std": 0.25, "n": 2}
-    metrics = dict.fromkeys(("balanced_accuracy", "recall_tail", "recall_head"), metric)
+    metric = arms_lib.summary([0.3, 0.7])
+    metrics = dict.fromkeys(compare.METRICS, metric)
     arms = [
         {"name": "real/real", "metrics": metrics, "policy_val_minus_test": {**metric, "mean": 0.1}},
         {"name": "real/bandit", "metrics": metrics, "policy_val_minus_test": None},
     ]
-    paired = {"real/real": {"real/real": "itself", "real/bandit": "+0.1 [0.0, 0.2], p = 0.030"}}
-    *_, real, bandit = compare.table({"report": {"arms": arms}, "paired": paired}).splitlines()
-    assert real.startswith("| real | 0.500 (± 0.250, n = 2) |") and "| 0.100 (±" in real
-    assert bandit.endswith("| none | +0.1 [0.0, 0.2], p = 0.030 |")
+    told = {"difference": 0.1, "ci95": [0.0, 0.2], "p": 0.01, "p_holm": 0.03, "n": 2}
+    paired = {"real/real": {"real/real": None, "real/bandit": told}}
+    text = tables.to_markdown(compare.table({"report": {"arms": arms}, "paired": paired}))
+    *_, real, bandit = text.splitlines()
+    assert real.startswith("| real | 0.500 ± 0.283 (n=2) |") and "| 0.100 ± 0.283 (n=2) |" in real
+    assert real.endswith("| itself |")
+    assert bandit.endswith("| none | +0.100 [0.000, 0.200], p=0.01, Holm p=0.03 (n=2) |")

@@ -7,6 +7,7 @@ from experiments.scaling import curves, pictures
 from lt_jax.config import ConfigError
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.evaluate import metrics
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.specs import STAGES
 from tests.test_pipeline import tiny
@@ -61,15 +62,17 @@ def test_curves_gains_and_crossings_are_of_what_was_trained(finished):
     recalls = [np.mean(results["arms"][name]["recall_per_class"]["mean"]) for name in names]
     np.testing.assert_allclose(np.mean(low), recalls[0] - recalls[1], atol=1e-12)
     assert [worth["fraction"] for worth in results["worth"]] == [0.5, 1.0]
-    text = curves.tables(results)
-    assert "| 0 |" in text and "dose 0.5" in text and "equivalent" in text
+    shown = lambda: "\n".join(map(tables.to_markdown, curves.tables_of(results)))
+    assert "| dose 0 |" in shown() and "dose 0.5" in shown() and "Equivalent" in shown()
+    # Of every mean its n: three metrics of 4 + 3 arms, two comparisons, ten classes of two doses.
+    assert shown().count("(n=2)") == 3 * 7 + 2 + 10 * 2 + 2
     pictures.draw(results, out / "figures")
     assert len(list((out / "figures").glob("*.png"))) == 3
     # A class without a test image: its recall is null in results.json.
     for _, values in results["gains"]:
         for row in values:
             row[3] = None
-    assert curves.tables(results).count("| no test image | no test image |") == 1
+    assert shown().count("| no test image | no test image |") == 1
     pictures.draw(results, out / "again")
 
 

@@ -10,6 +10,7 @@ from experiments.tasks import compare
 from lt_jax import external_test
 from lt_jax.config import ConfigError, DataConfig
 from lt_jax.data import manifest as manifest_lib
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.specs import STAGES
 from tests.shrink import shrink
@@ -53,8 +54,10 @@ def test_a_task_keeps_the_splits_and_adapts_the_generator(base, tmp_path):
     held_out = {h for h, s in zip(whole.image_sha256, whole.splits, strict=True) if s != "train"}
     assert set(told["seen"]) == set(of_base["seen"]) and not set(told["seen"]) & held_out
     assert (run.context().folder("generator") / "adapter").exists()
-    text = compare.table({"nodes": json.loads((tmp_path / "nodes" / "report.json").read_text())})
-    assert len(text.splitlines()) == 2 + len(compare.ARMS) and "n = 2" in text
+    report = json.loads((tmp_path / "nodes" / "report.json").read_text())
+    text = tables.to_markdown(compare.table({"nodes": report}))
+    assert len(text.splitlines()) == 2 + len(compare.ARMS)
+    assert text.count("(n=2)") == 4 * len(compare.ARMS) - 2 and text.count("itself") == 2
 
 
 def test_a_task_on_new_splits_is_refused_by_what_the_generator_has_seen(base, tmp_path):

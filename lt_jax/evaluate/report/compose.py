@@ -144,8 +144,8 @@ def arms_table(report: Mapping[str, Any], caption: str = "") -> tables.Table:
         is_baseline = name == paired["baseline"]
         versus: tables.Cell = "" if is_baseline else tables.UNDEFINED
         if PRIMARY in paired:
-            versus = Comparison(**{**paired[PRIMARY], "ci95": _interval(paired[PRIMARY])})
-        cells = [_summary_from_json(arm["metrics"][metric]) for metric in chosen]
+            versus = tables.cell_from_json(Comparison, paired[PRIMARY])
+        cells = [tables.cell_from_json(Summary, arm["metrics"][metric]) for metric in chosen]
         rows.append((f"{name} (baseline)" if is_baseline else name, *cells, versus))
     baseline = report["arms"][0]["paired"]["baseline"]
     last = f"{tables.TITLES[PRIMARY]} minus {baseline}"
@@ -180,15 +180,6 @@ def strict(value: Any) -> Any:
     if isinstance(value, pathlib.PurePath):
         return str(value)
     return value
-
-
-def _summary_from_json(value: Mapping[str, Any]) -> Summary:
-    values = tuple(value["values"])
-    return Summary(value["mean"], value["std"], value["n"], _interval(value), values)
-
-
-def _interval(value: Mapping[str, Any]) -> tuple[float, float] | None:
-    return None if value["ci95"] is None else (value["ci95"][0], value["ci95"][1])
 
 
 def _analyse(inputs: ReportInputs, tau: float, permutations: int) -> dict[str, ArmStatistics]:

@@ -4,7 +4,8 @@ Folds are one run each of the same arms and seeds, on test sets that have no gro
 fold's value is the mean over its seeds; a Summary's n is the number of folds, and its interval is
 left out: the folds' deviation underestimates the variance of their mean, since their train sets
 overlap, and no unbiased estimate exists (Bengio and Grandvalet, JMLR 5:1089, 2004). The p-value is
-that of the corrected resampled t-test, Holm's over the arms.
+that of the corrected resampled t-test, corrected over the arms by Holm and by Benjamini and
+Hochberg.
 
 Its n_test / n_train is 1 / (k - 1) whatever the profile of train: n_train counts all images that
 are not test. Nadeau and Bengio's correction is for what the folds' data have in common, of which
@@ -22,7 +23,8 @@ import numpy as np
 
 from lt_jax.evaluate import metrics, statistics
 from lt_jax.evaluate.report.inputs import ReportInputs, sorted_runs
-from lt_jax.evaluate.statistics import hypothesis, multiplicity, tables
+from lt_jax.evaluate.statistics import Summary, hypothesis, multiplicity, tables
+from lt_jax.evaluate.statistics.hypothesis import FoldTest
 
 SHOWN = ("balanced_accuracy", "macro_f1", "auroc_macro")
 
@@ -58,8 +60,8 @@ def compare(folds: Sequence[ReportInputs]) -> dict[str, Any]:
     Returns:
       {"folds": j, "baseline": its name, "n_test": its mean size, "n_train": the images that are not
       test, before any are thinned out or held out as val, "arms": {name: {metric:
-      {"mean", "std", "n", "values" by fold, "difference", "ci95" of it, "p", "p_holm"}}}}; the
-      last four are None for the baseline, and where a fold leaves the metric undefined.
+      {"mean", "std", "n", "values" by fold, "test": the fields of `hypothesis.FoldTest`, or None
+      for the baseline and where a fold leaves the metric undefined}}}}.
     """
     baseline = folds[0].evaluate.baseline
     images = sum(len(fold.dataset.test_labels) for fold in folds)  # each is test once
@@ -74,19 +76,15 @@ def compare(folds: Sequence[ReportInputs]) -> dict[str, Any]:
             if name != baseline
             and np.isfinite(difference := values[name][metric] - values[baseline][metric]).all()
         }
-        adjusted = dict(
-            zip(tests, multiplicity.holm([test.p for test in tests.values()]), strict=True)
-        )
+        adjusted = multiplicity.adjust({name: test.p for name, test in tests.items()})
         for name in values:
             summary = statistics.summarise(values[name][metric])
-            test = tests.get(name)
-            arms[name][metric] = {
-                **{k: v for k, v in dataclasses.asdict(summary).items() if k != "ci95"},
-                "difference": None if test is None else test.difference,
-                "ci95": None if test is None else test.ci95,
-                "p": None if test is None else test.p,
-                "p_holm": adjusted.get(name),
-            }
+            told = None
+            if test := tests.get(name):
+                holm, bh = adjusted[name]
+                told = tables.cell_to_json(dataclasses.replace(test, p_holm=holm, p_bh=bh))
+            kept = {k: v for k, v in tables.cell_to_json(summary).items() if k != "ci95"}
+            arms[name][metric] = {**kept, "test": told}
     return {
         "folds": len(folds),
         "baseline": baseline,
@@ -102,27 +100,21 @@ def text_table(found: Mapping[str, Any]) -> str:
     for name, values in found["arms"].items():
         cells: list[tables.Cell] = [name]
         for metric in SHOWN:
-            value = values[metric]
-            cells.append(
-                statistics.Summary(
-                    value["mean"], value["std"], value["n"], None, tuple(value["values"])
-                )
-            )
-            cells.append(_difference(value))
+            held = {key: value for key, value in values[metric].items() if key != "test"}
+            cells.append(tables.cell_from_json(Summary, {**held, "ci95": None}))
+            cells.append(_versus(values[metric]["test"], name == found["baseline"]))
         rows.append(tuple(cells))
     columns = ["Arm"]
     for metric in SHOWN:
         columns += [tables.TITLES[metric], f"minus {found['baseline']}"]
     caption = (
         f"Over {found['folds']} folds (n), each the mean over its seeds; p of the corrected "
-        "resampled t-test, Holm's over the arms"
+        "resampled t-test, Holm's and Benjamini and Hochberg's (BH) over the arms"
     )
     return tables.to_text(tables.Table(tuple(columns), tuple(rows), caption))
 
 
-def _difference(value: Mapping[str, Any]) -> str:
-    if value["difference"] is None:
-        return ""
-    ends = value["ci95"]
-    interval = tables.format_interval(None if ends is None else (ends[0], ends[1]))
-    return f"{value['difference']:+.3f} {interval}, {tables.format_p(value['p_holm'])}"
+def _versus(test: Mapping[str, Any] | None, itself: bool) -> tables.Cell:
+    if test is None:
+        return "" if itself else tables.UNDEFINED
+    return tables.cell_from_json(FoldTest, test)

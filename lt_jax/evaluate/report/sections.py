@@ -132,12 +132,12 @@ def tests(
     rows = []
     for name, found in held.items():
         delong = [
-            _two_lines(tables.format_cell(DeLong(**_tuples(found["delong"][c]))))
+            _two_lines(tables.format_cell(tables.cell_from_json(DeLong, found["delong"][c])))
             if c in found["delong"]
             else (tables.UNDEFINED, "")
             for c in columns
         ]
-        mcnemar = tables.format_cell(McNemar(**_tuples(found["mcnemar"])))
+        mcnemar = tables.format_cell(tables.cell_from_json(McNemar, found["mcnemar"]))
         rows.append((name, "", [_two_lines(mcnemar), *delong]))
     heads = [f"Arm against {reference}", "McNemar", *(f"DeLong, {name}" for name in columns)]
     return _grid(heads, rows)
@@ -149,12 +149,8 @@ def _two_lines(text: str) -> tuple[str, str]:
     return estimate, mark.lstrip(", ") + rest
 
 
-def _tuples(cell: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(v) if isinstance(v, list) else v for name, v in cell.items()}
-
-
 def _summary(cell: Mapping[str, Any]) -> Summary:
-    return Summary(**_tuples(cell))
+    return tables.cell_from_json(Summary, cell)
 
 
 def protocol(text: str) -> list[tuple[str, str]]:

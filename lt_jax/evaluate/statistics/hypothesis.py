@@ -25,6 +25,8 @@ Folds: with differences d_j of J train-test splits, sizes n1 (train) and n2 (tes
 (Nadeau and Bengio, Mach Learn 2003), and for five repetitions of two folds, p_i^(j)
   t = p_1^(1) / sqrt(sum_i s_i^2 / 5), 5 degrees (Dietterich, Neural Comput 1998)              (6)
   F = sum_ij (p_i^(j))^2 / (2 sum_i s_i^2), 10 and 5 degrees (Alpaydin, Neural Comput 1999).   (7)
+`lt_jax.cross_validation` has (5) of its folds; (6) and (7) are for differences that were made by
+five runs of it with `--folds=2` and other `data.split.seed`.
 """
 
 import dataclasses
@@ -84,6 +86,7 @@ class FoldTest:
     """A test on differences between folds; p is 1 where all of them are 0.
 
     difference: their mean, but of `paired_t_5x2` the first of them; ci95 is around it. n: of them.
+    p_holm, p_bh: corrected over a family, where it is part of one.
     """
 
     method: str
@@ -92,6 +95,8 @@ class FoldTest:
     p: float
     ci95: Interval | None
     n: int
+    p_holm: float | None = None
+    p_bh: float | None = None
 
 
 def components(

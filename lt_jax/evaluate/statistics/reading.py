@@ -58,10 +58,12 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A reader's operating point: shares with their Wilson intervals, images counted by group."""
+    """A reader's operating point: shares, the n images that each is of, and their Wilson intervals,
+    images counted by group."""
 
     images: int
     share: Mapping[str, float]
+    n: Mapping[str, int]
     ci95: Mapping[str, intervals.Interval]
 
 
@@ -191,6 +193,7 @@ def _point(answers: Float[np.ndarray, "n"], positive: np.ndarray, truth: Truth) 
     return Point(
         images=int(np.count_nonzero(~np.isnan(answers))),
         share={name: float(hit[who].mean()) for name, who in among.items()},
+        n={name: int(who.sum()) for name, who in among.items()},
         ci95={name: found for name, found in ends.items() if found is not None},
     )
 

@@ -34,6 +34,21 @@ class Summary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Share:
+    """`successes` of n images that lie in groups, with an interval that allows for these (None:
+    there is none). Of independent ones `intervals.Proportion` has its own."""
+
+    successes: int
+    n: int
+    ci95: tuple[float, float] | None
+
+    @property
+    def share(self) -> float:
+        """In [0, 1]."""
+        return self.successes / self.n
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """An arm minus the baseline.
 

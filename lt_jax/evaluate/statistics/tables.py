@@ -1,6 +1,7 @@
 """One table writer for terminal, Markdown, LaTeX and JSON: no mean without spread and n.
 
-Cells are text, integers, `Summary`, `Comparison`, `Proportion`, `McNemar`, `DeLong` or `FoldTest`.
+Cells are text, integers, `Summary`, `Comparison`, `Proportion`, `Share`, `McNemar`, `DeLong` or
+`FoldTest`.
 A bare float, or text that is one, is refused: a mean comes with its spread over seeds and their
 number, a share with its numerator and denominator, a p-value with the estimate that it is of, and a
 single seed is marked as such.
@@ -9,14 +10,15 @@ single seed is marked as such.
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lt_jax.evaluate.statistics.hypothesis import DeLong, FoldTest, McNemar
 from lt_jax.evaluate.statistics.intervals import Proportion
-from lt_jax.evaluate.statistics.results import Comparison, Summary
+from lt_jax.evaluate.statistics.results import Comparison, Share, Summary
 
-Estimate = Summary | Comparison | Proportion | McNemar | DeLong | FoldTest
+Estimate = Summary | Comparison | Proportion | Share | McNemar | DeLong | FoldTest
 Cell = str | int | Estimate
+T = TypeVar("T", Summary, Comparison, McNemar, DeLong, FoldTest)
 
 ONE_SEED = "one seed: no spread over seeds, and the interval says nothing of training noise"
 UNDEFINED = "n/a"
@@ -100,7 +102,7 @@ def format_cell(cell: Cell, digits: int = 3) -> str:
             return ", ".join(part for part in parts if part)
         case Proportion(n=0):
             return f"{UNDEFINED} (n=0)"
-        case Proportion():
+        case Proportion() | Share():
             share = f"{cell.share:.{digits}f} {format_interval(cell.ci95, digits)}"
             return f"{cell.successes}/{cell.n} = {share}"
         case McNemar() | DeLong() | FoldTest():
@@ -108,7 +110,7 @@ def format_cell(cell: Cell, digits: int = 3) -> str:
     return str(cell)
 
 
-def _bh(cell: Comparison | McNemar | DeLong) -> str:
+def _bh(cell: Comparison | McNemar | DeLong | FoldTest) -> str:
     return "" if cell.p_bh is None else f"BH {format_p(cell.p_bh)}"
 
 
@@ -126,10 +128,8 @@ def _format_test(cell: McNemar | DeLong | FoldTest, digits: int) -> str:
         n = f"n={cell.n} folds" if isinstance(cell, FoldTest) else ""
     if isinstance(cell, DeLong):
         n = f"n={cell.positives}+{cell.negatives}"
-    p = format_p(cell.p)
-    if not isinstance(cell, FoldTest):
-        corrected = ("" if cell.p_holm is None else f"Holm {format_p(cell.p_holm)}", _bh(cell))
-        p = ", ".join(part for part in (p, *corrected) if part)
+    holm = "" if cell.p_holm is None else f"Holm {format_p(cell.p_holm)}"
+    p = ", ".join(part for part in (format_p(cell.p), holm, _bh(cell)) if part)
     return f"{estimate}, {p} ({n})"
 
 
@@ -241,10 +241,16 @@ def cell_to_json(cell: Cell) -> Any:
     """A cell as plain JSON values; intervals become lists."""
     if isinstance(cell, Estimate):
         fields = dataclasses.asdict(cell)
-        if isinstance(cell, Proportion):
+        if isinstance(cell, Proportion | Share):
             fields |= {"share": cell.share, "ci95": cell.ci95}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     return cell
+
+
+def cell_from_json(kind: type[T], value: Mapping[str, Any]) -> T:
+    """What `cell_to_json` made of a cell of that kind."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    return kind(**fields)
 
 
 def metrics_table(

@@ -9,6 +9,7 @@ import pytest
 from lt_jax.evaluate import statistics
 from lt_jax.evaluate.statistics import Comparison, Summary, hypothesis, tables
 from lt_jax.evaluate.statistics.intervals import Proportion
+from lt_jax.evaluate.statistics.results import Share
 
 THREE = statistics.summarise(np.array([0.7, 0.72, 0.74]), np.linspace(0.6, 0.8, 101))
 ONE = statistics.summarise(np.array([0.7]))
@@ -61,9 +62,17 @@ def test_tests_and_shares_show_what_they_are_of(writer):
         hypothesis.mcnemar(hits, ~hits),
         hypothesis.delong(hits * 1.0, 1.0 - hits, np.array([True, False, True, False])),
         hypothesis.corrected_resampled_t(np.array([0.1, 0.2, 0.4]), 90, 10),
+        Share(3, 4, (0.2, 0.9)),
     )
-    text = writer(tables.Table(("Share", "McNemar", "DeLong", "Folds"), (cells,)))
-    for part in ("45/50 = 0.900", "3 : 1 alone right", "odds ratio 3", "(n=4)", "(n=2+2)"):
+    text = writer(tables.Table(("Share", "McNemar", "DeLong", "Folds", "In groups"), (cells,)))
+    for part in (
+        "45/50 = 0.900",
+        "3/4 = 0.750 [0.200, 0.900]",
+        "3 : 1 alone right",
+        "odds ratio 3",
+        "(n=4)",
+        "(n=2+2)",
+    ):
         assert part in text
     assert "(n=3 folds)" in text and text.count("p=") == 3 and "one seed" not in text
 
@@ -73,6 +82,16 @@ def test_a_comparison_shows_every_p_and_its_effect():
     assert tables.format_cell(cell) == (
         "+0.021 [0.003, 0.040], p=0.031, Holm p<0.001 (n=3), BH p=0.002, g_z=+1.25"
     )
+
+
+def test_folds_show_their_family_and_cells_come_back_from_json():
+    found = hypothesis.corrected_resampled_t(np.array([0.1, 0.2, 0.4]), 90, 10)
+    found = dataclasses.replace(found, p_holm=0.06, p_bh=0.04)
+    text = tables.format_cell(found)
+    assert text.startswith("+0.233 [") and text.endswith("Holm p=0.06, BH p=0.04 (n=3 folds)")
+    for cell in (found, THREE, Comparison(0.1, (0.0, 0.2), 0.3, 0.3, 3)):
+        told = json.loads(json.dumps(tables.cell_to_json(cell)))
+        assert tables.cell_from_json(type(cell), told) == cell
 
 
 def test_test_cells_keep_their_numbers_in_json():

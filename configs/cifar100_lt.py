@@ -7,8 +7,9 @@ DIR holds the set as tfds prepares it, which is done once, wherever TensorFlow i
 
     tfds.builder("cifar100", file_format="array_record", data_dir=DIR).download_and_prepare()
 
-It needs a GPU. All 60,000 images are split anew, near-duplicates on one side: about 480 a class to
-train, 12 to val and to policy_val each, 96 to test; train falls from 480 to 4.
+It needs a GPU. Test is the official test split of 10,000; of the official 500 a class those with a
+near-duplicate in test are dropped, 10 go to val and to policy_val each, and train falls from about
+480 to 4, where published tables have 500 to 5.
 
 Not run yet. Takes as long as `cifar10_lt`: some hours on an H200. What it gives is not known.
 Published accuracies, with a ResNet-32 on the official splits (500 to 5 to train): 44.6 with

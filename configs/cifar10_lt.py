@@ -7,8 +7,12 @@ DIR holds the set as tfds prepares it, which is done once, wherever TensorFlow i
 
     tfds.builder("cifar10", file_format="array_record", data_dir=DIR).download_and_prepare()
 
-It needs a GPU. All 60,000 images are split anew, near-duplicates on one side: about 4,800 a class
-to train, 120 to val and to policy_val each, 960 to test; train falls from 4,800 to 48.
+It needs a GPU. Test is the official test split of 10,000, as in published tables. Of the official
+5,000 a class, those with a near-duplicate in test are dropped (the protocol in the report counts
+them), 2% go to val and to policy_val each, so that nothing is chosen on test, and about 4,800 to
+train, which falls from 4,800 to 48: 4% fewer than the 5,000 to 50 of the tables. 5,000 to 50 takes
+`--config.data.split.val=0 --config.data.split.policy_val=0 --config.data.near_duplicates=report`,
+and no memorisation gate (`--config.synthesize.selection.memorization.gate=False`).
 
 Not run yet. Takes, by count, 2.7 EFLOPs for the generator (39 M parameters, two predictions a
 step), four hours on an H200 at a fifth of its peak, and 20,000 small steps for each of 18
@@ -49,7 +53,7 @@ def get_config() -> ConfigDict:
             profile="exponential",
             imbalance_factor=100.0,
         )
-        config.data.split.update(policy_val=0.02, val=0.02, test=0.16)
+        config.data.split.update(test_where="official_split=test", policy_val=0.02, val=0.02)
 
         generator = config.generator
         generator.update(

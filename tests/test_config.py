@@ -55,6 +55,14 @@ def test_fields_that_change_no_result_stay_out_of_keys():
     }
 
 
+def test_a_later_field_enters_keys_only_where_it_is_set():
+    split = config_lib.SplitConfig()
+    assert "test_where" not in config_lib.key_fields(split)
+    assert "test_where" not in config_lib.key_fields(config_lib.DataConfig())["split"]
+    named = config_lib.SplitConfig(test_where="official_split=test")
+    assert config_lib.key_fields(named)["test_where"] == "official_split=test"
+
+
 def test_a_workdir_takes_another_value_of_such_a_field_and_of_no_other(tmp_path):
     values = digits.get_config()
     Pipeline(values, tmp_path)._claim(False)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lt_jax.config.fields import bounded, choice, not_in_key
+from lt_jax.config.fields import bounded, choice, in_key_if_set, not_in_key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,9 @@ class SplitConfig:
     folds: int = bounded(0, 0, 100)  # 2 or more: test is one of so many parts, in place of `test`
     fold: int = bounded(0, 0, 99)  # which of them, from 0
     seed: int = bounded(0, 0)
+    # "column=value", as "official_split=test": these images are test, in place of a fraction;
+    # policy_val and val are fractions of the others then.
+    test_where: str = in_key_if_set("")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,12 @@ def not_in_key(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"in_key": False})
 
 
+def in_key_if_set(default: Any) -> Any:
+    """A later field, which at its default changes no result: only another value enters keys, so
+    that what was finished before there was such a field stays finished."""
+    return dataclasses.field(default=default, metadata={"in_key": "if set"})
+
+
 def choice_not_in_key(default: str, *choices: str) -> Any:
     """As `choice`, of a field that is `not_in_key`."""
     metadata = {"choices": (default, *choices), "in_key": False}
@@ -75,11 +81,12 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def key_fields(config: Any) -> dict[str, Any]:
-    """The part of a dataclass that decides results: `to_dict` without its `not_in_key` fields."""
+    """The part of a dataclass that decides results: `to_dict` without its `not_in_key` fields, and
+    without those `in_key_if_set` that are at their default."""
     kept = to_dict(config)
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata.get("in_key") is False:
+        value, in_key = getattr(config, field.name), field.metadata.get("in_key", True)
+        if in_key is False or (in_key == "if set" and value == field.default):
             del kept[field.name]
         elif dataclasses.is_dataclass(value):
             kept[field.name] = key_fields(value)

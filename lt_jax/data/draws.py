@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from lt_jax.config import DataConfig
+from lt_jax.config import ConfigError, DataConfig, key_fields
 from lt_jax.data import duplicates, longtail, sources
 from lt_jax.data.decoding import Decoded
 from lt_jax.data.manifest import ManifestError, SplitManifest
@@ -28,7 +28,11 @@ class Draw:
 def draw(
     data: DataConfig, classes: Sequence[str], records: Sequence[sources.Record], decoded: Decoded
 ) -> Draw:
-    """Groups, splits and the long tail of the records whose images are sound."""
+    """Groups, splits and the long tail of the records whose images are sound.
+
+    Where config names the test images, others of their groups, near-duplicates among them, are
+    dropped: test stays as it is named, and nothing is trained on what is like it.
+    """
     rows = decoded.rows
     labels = np.array([records[row].label for row in rows], np.int32)
     groups = tuple(records[row].group for row in rows)
@@ -37,21 +41,53 @@ def draw(
         pairs = duplicates.near_duplicates(decoded.thumbnails[rows], data.duplicate_distance)
     move = data.near_duplicates == "move"
     joined = duplicates.join_groups(groups, pairs) if move else groups
-    splits = split_groups(labels, joined, data.split, classes)
+    named = named_test(data, [records[row] for row in rows])
+    splits = split_groups(labels, joined, data.split, classes, named)
 
     stay, dropped = _thinned(data, len(classes), labels, joined, splits)
+    beside: dict[str, Any] = {}
+    if named is not None:
+        others = (np.array(splits) == "test") & ~named
+        beside = {"dropped_beside_test": np.bincount(labels[others], minlength=len(classes))}
+        beside = {name: counts.tolist() for name, counts in beside.items()}
+        stay = stay[~others[stay]]
     protocol = {
         **_protocol_of_reader(data, decoded),
         **_profile(data),
-        "split": dataclasses.asdict(data.split),
+        "split": key_fields(data.split),
         "near_duplicates": {
             "mode": data.near_duplicates,
             "distance": data.duplicate_distance,
             **_scan_report([records[row].id for row in rows], groups, joined, splits, pairs),
         },
         "dropped_by_profile": dropped,
+        **beside,
     }
     return Draw(rows[stay], [joined[i] for i in stay], [splits[i] for i in stay], protocol)
+
+
+def named_test(data: DataConfig, records: Sequence[sources.Record]) -> Bool[np.ndarray, "n"] | None:
+    """Which records `data.split.test_where` names; None where it is empty.
+
+    Raises ConfigError where it is no "column=value", or names none.
+    """
+    if not (where := data.split.test_where):
+        return None
+    column, assigned, value = (part.strip() for part in where.partition("="))
+    if not (column and assigned and value):
+        raise ConfigError(
+            f'config.data.split.test_where: got {where!r}; takes "column=value", such as '
+            '"official_split=test"'
+        )
+    found = [sources.text_of(record, column) for record in records]
+    named = np.array([text == value for text in found], bool)
+    if not named.any():
+        held = ", ".join(sorted(set(found) - {""})[:10])
+        told = f"has {held}" if held else "is a column of no image"
+        raise ConfigError(
+            f"config.data.split.test_where: got {where!r}, which names no image; {column!r} {told}"
+        )
+    return named
 
 
 def _thinned(

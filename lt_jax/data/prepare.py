@@ -59,7 +59,8 @@ def prepare(
         records = draws.frozen_records(frozen, source.classes, records, data)
     elif known is None:
         labels = np.array([record.label for record in records], np.int32)
-        split_groups(labels, [record.group for record in records], data.split, source.classes)
+        groups, named = [record.group for record in records], draws.named_test(data, records)
+        split_groups(labels, groups, data.split, source.classes, named)
     _check_records(records)
     needed = _bytes_needed(data, records)
     in_memory = needed <= data.decode_once_mib << 20

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from lt_jax.config import SplitConfig
 from lt_jax.errors import UserError
@@ -21,6 +21,7 @@ def split_groups(
     groups: Sequence[str],
     config: SplitConfig,
     classes: Sequence[str],
+    named: Bool[np.ndarray, "n"] | None = None,
 ) -> tuple[str, ...]:
     """Gives each example a split, so that no group stands in two.
 
@@ -33,24 +34,29 @@ def split_groups(
     give or take one. Part `config.fold` is test, and the others are dealt out as before: over the
     folds of one seed every group is test once.
 
+    With `named` the groups that hold a named example are test, and the others are dealt out.
+
     Args:
       labels: class indices in [0, k).
       groups: the group of each example.
       config: fractions of policy_val, val and test, and the seed; train is the rest.
       classes: the names of the k classes.
+      named: which examples `config.test_where` names, where it is given.
 
     Returns:
       One of `SPLITS` for each example.
 
     Raises:
       SplitError: fractions leave nothing for train, or a class has too few groups to stand in
-        every split that is not empty, and in the test split of every fold.
+        every split that is not empty, and in the test split of every fold, or no named example.
     """
     fractions = _fractions(config)
+    fixed = _fixed(labels, groups, config, classes, named)
     members = _groups_of_class(labels, groups, len(classes))
     needed = sum(fraction > 0 for fraction in fractions.values())
-    split_of: dict[str, str] = {}
+    split_of: dict[str, str] = dict.fromkeys(fixed, "test")
     for label, names in enumerate(members):
+        names = [name for name in names if name not in fixed]
         _check_groups(classes[label], len(names), needed, config.folds)
         order = np.random.default_rng([config.seed, label]).permutation(len(names))
         dealt = fractions
@@ -64,6 +70,25 @@ def split_groups(
         for split, slots in zip(dealt, np.split(order, ends[:-1]), strict=True):
             split_of.update((names[slot], split) for slot in slots)
     return tuple(split_of[group] for group in groups)
+
+
+def _fixed(
+    labels: np.ndarray,
+    groups: Sequence[str],
+    config: SplitConfig,
+    classes: Sequence[str],
+    named: np.ndarray | None,
+) -> set[str]:
+    """The groups that are test whatever is drawn."""
+    if named is None:
+        return set()
+    for label, name in enumerate(classes):
+        if not (labels[named] == label).any():
+            raise SplitError(
+                f"config.data.split.test_where: {config.test_where!r} names no image of class "
+                f"{name!r}; leave the class out, or name other images"
+            )
+    return {groups[row] for row in np.flatnonzero(named).tolist()}
 
 
 def _check_groups(name: str, count: int, splits: int, folds: int) -> None:
@@ -83,6 +108,13 @@ def _check_groups(name: str, count: int, splits: int, folds: int) -> None:
 
 def _fractions(config: SplitConfig) -> dict[str, float]:
     held_out = {"policy_val": config.policy_val, "val": config.val, "test": config.test}
+    if config.test_where:
+        if config.folds:
+            raise SplitError(
+                f"config.data.split.test_where: got {config.test_where!r} with folds = "
+                f"{config.folds}; folds draw test splits of their own, leave it empty"
+            )
+        del held_out["test"]
     if config.folds:
         if config.folds == 1 or config.fold >= config.folds:
             raise SplitError(
@@ -93,7 +125,7 @@ def _fractions(config: SplitConfig) -> dict[str, float]:
     train = 1.0 - sum(held_out.values())
     if train < 1e-6:
         raise SplitError(
-            "config.data.split: policy_val + val + test come to "
+            f"config.data.split: {' + '.join(held_out)} come to "
             f"{sum(held_out.values()):g}; takes less than 1, what they leave over is train"
         )
     return {"train": train, **held_out}

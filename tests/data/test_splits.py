@@ -103,6 +103,29 @@ def test_fractions_that_leave_nothing_for_train_are_refused():
         )  # fmt: skip
 
 
+def test_named_images_are_test_with_their_groups_and_the_others_are_dealt_out():
+    labels, groups = example()
+    named = np.random.default_rng(5).random(len(labels)) < 0.05
+    config = SplitConfig(policy_val=0.1, val=0.2, test=0.9, test_where="official=test")
+    drawn = splits.split_groups(labels, groups, config, CLASSES, named)
+    fixed = {group for group, is_named in zip(groups, named, strict=True) if is_named}
+    assert [split == "test" for split in drawn] == [group in fixed for group in groups]
+    for label in range(3):
+        total = len({g for g, k in zip(groups, labels, strict=True) if k == label} - fixed)
+        for split, fraction in {"train": 0.7, "policy_val": 0.1, "val": 0.2}.items():
+            assert abs(groups_in(labels, groups, drawn, label, split) - fraction * total) < 1
+
+
+def test_named_images_of_no_class_and_folds_are_refused():
+    labels, groups = example()
+    config = SplitConfig(test_where="official=test")
+    with pytest.raises(splits.SplitError, match="'official=test' names no image of class 'c'"):
+        splits.split_groups(labels, groups, config, CLASSES, labels < 2)
+    config = SplitConfig(test_where="official=test", folds=3)
+    with pytest.raises(splits.SplitError, match="test_where: got 'official=test' with folds = 3"):
+        splits.split_groups(labels, groups, config, CLASSES, labels < 3)
+
+
 @pytest.mark.parametrize("folds", [2, 3, 5])
 def test_over_the_folds_every_group_is_test_once_and_each_fold_is_a_split(folds):
     labels, groups = example()

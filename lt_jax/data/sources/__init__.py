@@ -184,10 +184,7 @@ class Task:
         """What the column says of a record; "" where that is not known."""
         if self._column == "label":
             return self._whole.classes[record.label]
-        known = record.device if self._column == "device" else record.attributes.get(self._column)
-        if isinstance(known, float) and known.is_integer():
-            return str(int(known))
-        return "" if known is None else str(known)
+        return text_of(record, self._column)
 
     def _without(self, record: Record) -> dict[str, Any]:
         if self._column == "label":
@@ -207,6 +204,14 @@ class Task:
                 f"{', '.join(['label', 'device', *columns])}"
             )
         return tuple(sorted(values, key=_by_size))
+
+
+def text_of(record: Record, column: str) -> str:
+    """What "device" or an attribute says of a record, as text; "" where that is not known."""
+    known = record.device if column == "device" else record.attributes.get(column)
+    if isinstance(known, float) and known.is_integer():
+        return str(int(known))
+    return "" if known is None else str(known)
 
 
 def _gathered(entry: str) -> tuple[str, tuple[str, ...]]:

@@ -49,7 +49,7 @@ from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.images import explained
 from lt_jax.evaluate.metrics import PRIMARY, grouping
 from lt_jax.evaluate.metrics.grouping import Truth
-from lt_jax.evaluate.report import findings, mixing, page, summary
+from lt_jax.evaluate.report import findings, mixing, page, sections, summary
 from lt_jax.evaluate.report.findings import Findings
 from lt_jax.evaluate.report.inputs import (
     GROUPS,
@@ -136,7 +136,8 @@ def text_table(report: Mapping[str, Any]) -> str:
 
 
 def arms_table(report: Mapping[str, Any], caption: str = "") -> tables.Table:
-    """The arms of a report, in its order, the baseline marked and subtracted."""
+    """The arms of a report, in its order, the baseline marked and subtracted; beside the name of
+    an arm whose runs take more or less than the baseline's, by over 5%, the ratio of FLOPs."""
     chosen = ("accuracy", PRIMARY, "macro_f1", "auroc_macro", "recall_tail")
     rows = []
     for arm in report["arms"]:
@@ -146,7 +147,8 @@ def arms_table(report: Mapping[str, Any], caption: str = "") -> tables.Table:
         if PRIMARY in paired:
             versus = tables.cell_from_json(Comparison, paired[PRIMARY])
         cells = [tables.cell_from_json(Summary, arm["metrics"][metric]) for metric in chosen]
-        rows.append((f"{name} (baseline)" if is_baseline else name, *cells, versus))
+        mark = "baseline" if is_baseline else sections.compute(arm)
+        rows.append((f"{name} ({mark})" if mark else name, *cells, versus))
     baseline = report["arms"][0]["paired"]["baseline"]
     last = f"{tables.TITLES[PRIMARY]} minus {baseline}"
     columns = ("Arm", *(tables.TITLES[metric] for metric in chosen), last)
@@ -161,6 +163,8 @@ def _write_tables(report: Mapping[str, Any], folder: pathlib.Path) -> None:
         f"the difference of means with its 95% {report['statistics']['interval']} bootstrap "
         "interval, p of a paired permutation test, and p after Holm's correction over the arms."
     )
+    if any(sections.compute(arm) for arm in report["arms"]):
+        caption += " x FLOPs: of a run over the baseline's, where they differ by more than 5%."
     table = arms_table(report, caption)
     latex = f"% takes \\usepackage{{booktabs}}\n{tables.to_latex(table)}"
     for name, text in (("arms.tex", latex), ("arms.md", tables.to_markdown(table))):

@@ -156,8 +156,9 @@ def _evidence(content: Content) -> dict[str, Any]:
     }
     against = {name: s.against_rival for name, s in plain.items()}
     return {
-        "arms": sections.arms(plain),
-        "adjusted": sections.arms(content.adjusted),
+        "arms": sections.arms(plain, arms),
+        "adjusted": sections.arms(content.adjusted, arms),
+        "other_compute": any(map(sections.compute, arms)),
         "score_intervals": sections.score_intervals(arms),
         "paired": sections.paired({n: s.comparisons for n, s in plain.items()}, baseline),
         "paired_real": sections.paired(against, rival) if rival else None,

@@ -15,6 +15,8 @@ from lt_jax.evaluate.statistics.results import Comparison, Summary
 
 # Below so many test groups in a class, the page warns of its intervals.
 FEW_GROUPS = 5
+# What an arm's runs may take more or less than the baseline's and still be of one budget.
+SAME_COMPUTE = 0.05
 PAIRED = ("balanced_accuracy", "macro_f1", "auroc_macro", "recall_tail")
 SCORED = ("accuracy", "balanced_accuracy", "auroc_macro")  # that have score intervals
 
@@ -32,10 +34,22 @@ def _grid(
     return {"columns": list(columns), "rows": list(rows)}
 
 
-def arms(found: Mapping[str, ArmStatistics]) -> Grid:
-    """Arms by every metric."""
+def compute(arm: Mapping[str, Any]) -> str:
+    """ "1.5 x FLOPs" where an arm's run takes others than the baseline's; "" where it does not, or
+    where it is not known."""
+    ratio = arm["ledger"]["flops_over_baseline"]
+    if ratio is None or abs(ratio - 1) <= SAME_COMPUTE:
+        return ""
+    return f"{ratio:.3g} x FLOPs"
+
+
+def arms(found: Mapping[str, ArmStatistics], written: Sequence[Mapping[str, Any]]) -> Grid:
+    """Arms by every metric, marked where their runs are not of the baseline's compute."""
+    below = {arm["name"]: compute(arm) for arm in written}
     table = tables.metrics_table({n: s.summaries for n, s in found.items()}, metrics.METRICS)
-    rows = [(name, "", [_of_summary(cell) for cell in cells]) for name, *cells in table.rows]
+    rows = [
+        (name, below[name], [_of_summary(cell) for cell in cells]) for name, *cells in table.rows
+    ]
     return _grid(table.columns, rows)
 
 

@@ -167,6 +167,25 @@ def test_the_terminal_table_comes_from_the_json(written):
     low, high = paired["ci95"]
     assert f"{paired['difference']:+.3f} [{low:.3f}, {high:.3f}]" in rows[1]
     assert "Holm p" in rows[1] and "Holm" not in rows[0]
+    assert "x FLOPs" not in table  # all take the same
+
+
+def test_arms_of_other_compute_are_marked_wherever_arms_are_listed(tmp_path, inputs):
+    more = lambda arm, times: dataclasses.replace(
+        arm, runs=tuple(dataclasses.replace(run, flops=times * run.flops) for run in arm.runs)
+    )
+    ce, bs, synthetic = inputs.arms
+    returned = report.write(
+        dataclasses.replace(inputs, arms=(ce, more(bs, 1.5), more(synthetic, 1.04))), tmp_path
+    )
+    tex, md, html = (
+        (tmp_path / name).read_text()
+        for name in ("tables/arms.tex", "tables/arms.md", "report.html")
+    )
+    for text in (tex, md, html, report.text_table(returned)):
+        assert "1.5 x FLOPs" in text and "1.04 x FLOPs" not in text
+    assert "balanced\\_softmax (1.5 x FLOPs) &" in tex and "where they differ by more" in md
+    assert "not one at equal compute" in html
 
 
 def test_pool_arms_are_compared_with_the_real_arm_that_is_best_on_val(written):

@@ -13,6 +13,7 @@ images, each under the logits of the fold that had never seen it:
 - Means, intervals and p-values come from the pooled images, groups resampled as in any report. They
   take the folds' classifiers as one: what AUROC ranks are scores of several networks, whose scales
   may differ, so that it may lie below the mean over folds or above it.
+- Head, medium and tail are by the mean of the folds' train counts; by fold, by its own counts.
 - val is left out of it: every val image is test in another fold, so that what val chose would be
   chosen by test. No arm is called the best; arms with a pool are held against the baseline alone,
   and charts with room for some arms show the first. Accuracies on policy_val are shown beside
@@ -34,7 +35,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from lt_jax import command, reporting
-from lt_jax.config import ConfigError
+from lt_jax.config import ConfigError, EvaluateConfig
+from lt_jax.data import longtail
 from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.errors import EvaluationError
 from lt_jax.evaluate.report import folds as folds_lib
@@ -105,7 +107,7 @@ def pooled(folds: Folds) -> report_lib.ReportInputs:
     _check(folds)
     return dataclasses.replace(
         first,
-        dataset=_dataset([fold.dataset for fold in folds]),
+        dataset=_dataset([fold.dataset for fold in folds], first.evaluate),
         arms=tuple(_arm([fold.arms[i] for fold in folds]) for i in range(len(first.arms))),
         pool=None,
         gallery=None,
@@ -135,7 +137,7 @@ _ALIKE: dict[str, Callable[[report_lib.ReportInputs], Any]] = {
 }
 
 
-def _dataset(parts: Sequence[report_lib.Dataset]) -> report_lib.Dataset:
+def _dataset(parts: Sequence[report_lib.Dataset], evaluate: EvaluateConfig) -> report_lib.Dataset:
     join = lambda name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
     counts = np.mean([part.train_counts for part in parts], axis=0).round().astype(int)
     hashes = "".join(part.manifest_sha256 for part in parts)
@@ -143,6 +145,10 @@ def _dataset(parts: Sequence[report_lib.Dataset]) -> report_lib.Dataset:
     return dataclasses.replace(
         parts[0],
         train_counts=counts.tolist(),
+        # No fold's own, which differ where a class is near a bound.
+        groups=longtail.groups_by_count(
+            counts, evaluate.head_above, evaluate.tail_below, evaluate.group_by
+        ),
         manifest_sha256=hashlib.sha256(hashes.encode()).hexdigest(),
         test_openings=max(part.test_openings for part in parts),
         test_labels=join("test_labels"),

@@ -9,6 +9,7 @@ from scipy import stats
 
 from lt_jax import cross_validation, reporting
 from lt_jax.config import ConfigError
+from lt_jax.data import longtail
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
@@ -111,6 +112,30 @@ def test_the_folds_are_told_apart_and_tested(finished, inputs):
     assert found["arms"]["ce"][metric]["test"] is None
     table = folds_lib.text_table(found)
     assert f"{FOLDS} folds" in table and f"(n={FOLDS} folds)" in table and "Holm p" in table
+
+
+def test_classes_are_head_and_tail_by_the_mean_of_the_folds_counts(inputs):
+    counts = np.array([fold.dataset.train_counts for fold in inputs])
+    counts[:, 3] = (101, 99, 97)  # head in the first fold alone, as its own groups say
+    counts[:, 4] = (30, 20, 1)  # tail in the last alone
+    folds = [
+        dataclasses.replace(
+            fold,
+            evaluate=dataclasses.replace(
+                fold.evaluate, head_above=100, tail_below=20, group_by="counts"
+            ),
+            dataset=dataclasses.replace(
+                fold.dataset,
+                train_counts=own.tolist(),
+                groups=longtail.groups_by_count(own, 100, 20),
+            ),
+        )
+        for fold, own in zip(inputs, counts, strict=True)
+    ]
+    assert 3 in folds[0].dataset.groups["head"] and 4 in folds[0].dataset.groups["medium"]
+    groups = cross_validation.pooled(folds).dataset.groups
+    assert 3 in groups["medium"] and 4 in groups["tail"]
+    assert sorted(sum(groups.values(), ())) == list(range(10))
 
 
 def test_what_is_finished_is_not_trained_again(finished, monkeypatch):

@@ -68,6 +68,29 @@ def profile_counts(
     return target
 
 
+def groups_by_count(
+    counts: Int[np.ndarray, "k"], head_above: int = 100, tail_below: int = 20, by: str = "counts"
+) -> dict[str, tuple[int, ...]]:
+    """Class indices of head, medium and tail.
+
+    Args:
+      counts: train images of each class.
+      head_above: a head class has more than this ("counts").
+      tail_below: a tail class has fewer than this ("counts").
+      by: "counts", or "thirds": equal numbers of classes in descending order of count, any left
+        over going to the head first.
+    """
+    if by == "thirds":
+        parts = np.array_split(np.argsort(-counts, kind="stable"), 3)
+    else:
+        head, tail = counts > head_above, counts < tail_below
+        parts = [np.flatnonzero(part) for part in (head, ~head & ~tail, tail & ~head)]
+    return {
+        name: tuple(sorted(part.tolist()))
+        for name, part in zip(("head", "medium", "tail"), parts, strict=True)
+    }
+
+
 def subsample(
     labels: Int[np.ndarray, "n"],
     groups: tuple[str, ...],

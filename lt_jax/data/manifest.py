@@ -19,6 +19,7 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Int
 
+from lt_jax.data import longtail
 from lt_jax.data.images import Box, as_box, is_box
 from lt_jax.data.splits import SPLITS
 from lt_jax.errors import UserError
@@ -120,24 +121,8 @@ class SplitManifest:
     def groups_by_count(
         self, head_above: int = 100, tail_below: int = 20, by: str = "counts"
     ) -> dict[str, tuple[int, ...]]:
-        """Class indices of head, medium and tail, by train count.
-
-        Args:
-          head_above: a head class has more train images than this ("counts").
-          tail_below: a tail class has fewer than this ("counts").
-          by: "counts", or "thirds": equal numbers of classes in descending order of count, any
-            left over going to the head first.
-        """
-        counts = self.counts("train")
-        if by == "thirds":
-            parts = np.array_split(np.argsort(-counts, kind="stable"), 3)
-        else:
-            head, tail = counts > head_above, counts < tail_below
-            parts = [np.flatnonzero(part) for part in (head, ~head & ~tail, tail & ~head)]
-        return {
-            name: tuple(sorted(part.tolist()))
-            for name, part in zip(("head", "medium", "tail"), parts, strict=True)
-        }
+        """Class indices of head, medium and tail by train count; see `longtail.groups_by_count`."""
+        return longtail.groups_by_count(self.counts("train"), head_above, tail_below, by)
 
     def without_test_labels(self) -> "SplitManifest":
         """The same manifest, of the same sha256, with -1 for every test label and nothing near it.

@@ -15,14 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 
+from experiments import arms
 from experiments.generators import generators
 from lt_jax import command
 from lt_jax.data import augment
 from lt_jax.diffusion import program, sketch, trained
 from lt_jax.diffusion.requests import Request
+from lt_jax.evaluate.statistics import tables
 from lt_jax.models import conditioning
 from lt_jax.runtime import files, keys, mesh
 
@@ -58,10 +59,7 @@ def measure(context: Any, seed: int = 0) -> dict[str, Any]:
             {
                 "class": name,
                 "n": len(rows),
-                **{
-                    way: {"mean": float(np.mean(v)), "std": float(np.std(v, ddof=1))}
-                    for way, v in values.items()
-                },
+                **{way: arms.summary(np.asarray(v).tolist()) for way, v in values.items()},
             }
         )
     return {"edge_f1": found}
@@ -74,12 +72,12 @@ def main(_: list[str]) -> None:
     mesh.configure_devices(run.config.runtime.cpu_devices, str(out / ".jax_cache"))
     found = measure(run.context())
     files.write_atomically(out / "sketches.json", json.dumps(found, indent=1), "the sketches")
-    print("| class | n | with its sketch | without | chance |\n|---|---|---|---|---|")
-    for row in found["edge_f1"]:
-        cells = (
-            f"{row[w]['mean']:.3f} ± {row[w]['std']:.3f}" for w in ("with", "without", "chance")
-        )
-        print(f"| {row['class']} | {row['n']} | {' | '.join(cells)} |")
+    ways = ("with", "without", "chance")
+    rows = tuple(
+        (row["class"], *(arms.mean_cell(row[way]) for way in ways)) for row in found["edge_f1"]
+    )
+    table = tables.Table(("Class", "With its sketch", "Without", "Chance"), rows, "n: sketches")
+    print(tables.to_markdown(table))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from absl import flags
 from lt_jax import command
 from lt_jax.config import fields
 from lt_jax.config.mixing import PolicyConfig
+from lt_jax.evaluate import statistics
+from lt_jax.evaluate.statistics import tables
+from lt_jax.evaluate.statistics.intervals import Proportion
 from lt_jax.mixing import learn, networks, search, toy
 from lt_jax.mixing.rollout import play
 from lt_jax.runtime import files, keys
@@ -206,38 +209,40 @@ def measure(
     return found
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-
-
-def tables(found: dict[str, Any]) -> str:
-    """Three Markdown tables: policies, learning curves, and all returns over the oracle's."""
+def tables_of(found: dict[str, Any]) -> list[tables.Table]:
+    """Policies, their learning curves, and all returns over the oracle's; n: problems."""
+    cell = lambda values: statistics.summarise(np.array(values, float))
     count = len(found["seeds"])
-    lines = [
-        "| policy | return / oracle | least | reaches | beats | leaves | share of harmful classes: "
-        "last round, all rounds | trainings | s |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    judged: list[tuple[tables.Cell, ...]] = []
     for name, held in found["policies"].items():
         column = lambda field, held=held: [row[field] for row in held["judged"]]
-        counted = [f"{sum(column(field))}/{count}" for field in ("reaches", "beats", "leaves")]
-        lines.append(
-            f"| {name} | {spread(column('ratio'))} | {min(column('ratio')):.3f} | "
-            f"{' | '.join(counted)} | {spread(column('harmful_last'))}, "
-            f"{spread(column('harmful_all'))} | {held['trainings'][-1]:,} | {held['seconds']:.0f} |"
+        judged.append(
+            (
+                name,
+                cell(column("ratio")),
+                f"least {min(column('ratio')):.3f}",
+                *(Proportion(sum(column(f)), count) for f in ("reaches", "beats", "leaves")),
+                cell(column("harmful_last")),
+                cell(column("harmful_all")),
+                held["trainings"][-1],
+                f"{held['seconds']:.0f} s",
+            )
         )
+    columns = ("Policy", "Return / oracle", "", "Reaches", "Beats", "Leaves")
+    columns += ("Share of harmful classes, last round", "all rounds", "Trainings", "Took")
     trainings = next(iter(found["policies"].values()))["trainings"]
-    lines += ["", f"| return / oracle after | {' | '.join(f'{n:,}' for n in trainings)} |"]
-    lines.append("|---" * (len(trainings) + 1) + "|")
-    for name, held in found["policies"].items():
-        points = zip(*(row["curve"] for row in held["judged"]), strict=True)
-        lines.append(f"| {name} | {' | '.join(map(spread, points))} |")
-    lines += ["", f"| other, n = {count} | return / oracle |", "|---|---|"]
-    lines += [f"| {name} | {spread(values)} |" for name, values in found["rivals"].items()]
+    learned = [
+        (name, *map(cell, zip(*(row["curve"] for row in held["judged"]), strict=True)))
+        for name, held in found["policies"].items()
+    ]
     best = np.max([v for name, v in found["rivals"].items() if name.startswith("fixed")], axis=0)
-    lines.append(f"| the best fixed share of each problem | {spread(best)} |")
-    return "\n".join(lines)
+    others = [(name, cell(values)) for name, values in found["rivals"].items()]
+    others.append(("the best fixed share of each problem", cell(best)))
+    return [
+        tables.Table(columns, tuple(judged)),
+        tables.Table(("Return / oracle after", *(f"{n:,}" for n in trainings)), tuple(learned)),
+        tables.Table(("Other", "Return / oracle"), tuple(others)),
+    ]
 
 
 def _main(_: list[str]) -> None:
@@ -248,7 +253,7 @@ def _main(_: list[str]) -> None:
     if values.out:
         text = json.dumps(found, indent=1)
         files.write_atomically(pathlib.Path(values.out), text, "the results")
-    print(tables(found))
+    print("\n\n".join(map(tables.to_markdown, tables_of(found))))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from lt_jax.context import Context
 from lt_jax.data import augment
 from lt_jax.diffusion import denoising_error, program, requests, trained
 from lt_jax.evaluate import metrics
+from lt_jax.evaluate.statistics import tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, keys, mesh
 from lt_jax.selection import ood
@@ -279,7 +280,7 @@ def main(_: list[str]) -> None:
     mesh.configure_devices(_CONFIG.value.runtime.cpu_devices, str(out / ".jax_cache"))
     results = measure(Runs(_CONFIG.value, out))
     files.write_atomically(out / "results.json", json.dumps(results, indent=1), "the results")
-    print(outliers.tables(results))
+    print("\n\n".join(map(tables.to_markdown, outliers.tables_of(results))))
 
 
 if __name__ == "__main__":

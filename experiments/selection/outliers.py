@@ -12,6 +12,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.stats
 
+from lt_jax.evaluate import statistics
+from lt_jax.evaluate.statistics import tables
 from lt_jax.shapes import Float, Int, UInt8
 
 ImagesU8 = UInt8[np.ndarray, "n h w c"]
@@ -127,30 +129,23 @@ def _quantized(values: np.ndarray) -> ImagesU8:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def tables(results: Mapping[str, Any]) -> str:
-    """Markdown: for each objective a table of AUROC and one of FPR, a column a set."""
-    parts = []
+def tables_of(results: Mapping[str, Any]) -> list[tables.Table]:
+    """For each objective a table of AUROC and one of FPR, a column a set; n of a cell: seeds."""
+    found = []
     for objective in dict.fromkeys(row["objective"] for row in results["found"]):
         rows = [row for row in results["found"] if row["objective"] == objective]
         # Near ones first; else as they came.
         sets = {row["set"]: row for row in sorted(rows, key=lambda row: not row["near"])}
+        heads = (f"{name} ({row['n']} images)" for name, row in sets.items())
+        columns = ("Score", *heads)
         for figure, title in (("auroc", "AUROC"), ("fpr95", "FPR at 95%")):
-            cells = {(row["score"], row["set"]): _cell(row[figure]) for row in rows}
-            heads = [f"{name} (n = {row['n']})" for name, row in sets.items()]
-            parts += [
-                f"{objective}, {title}",
-                "",
-                f"| score | {' | '.join(heads)} |",
-                "|---" * (len(heads) + 1) + "|",
-            ]
-            for score in dict.fromkeys(row["score"] for row in rows):
-                parts.append(
-                    f"| {score} | {' | '.join(cells.get((score, name), '') for name in sets)} |"
-                )
-            parts.append("")
-    return "\n".join(parts)
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2f}{spread}"
+            cells = {
+                (row["score"], row["set"]): statistics.summarise(np.array(row[figure], float))
+                for row in rows
+            }
+            body = tuple(
+                (score, *(cells.get((score, name), "") for name in sets))
+                for score in dict.fromkeys(row["score"] for row in rows)
+            )
+            found.append(tables.Table(columns, body, f"{objective}, {title}"))
+    return found

@@ -11,6 +11,7 @@ from experiments.selection import outliers, variants
 from lt_jax import config as config_lib
 from lt_jax import specs as specs_lib
 from lt_jax.diffusion import synthesize
+from lt_jax.evaluate.statistics import tables
 from tests.test_golden_configs import load
 
 DIGITS = pathlib.Path(__file__).parents[2] / "configs/digits.py"
@@ -131,9 +132,10 @@ def test_tables_hold_mean_and_deviation_of_seeds():
     row = {"objective": "supervised", "score": "knn", "set": "blur", "near": False, "n": 9,
            "auroc": [0.5, 0.7], "fpr95": [0.1, 0.1]}  # fmt: skip
     near = {**row, "set": "blend", "near": True, "score": "vim"}
-    text = outliers.tables({"found": [row, near]})
-    assert "| score | blend (n = 9) | blur (n = 9) |" in text
-    assert "| knn |  | 0.60 ± 0.14 |" in text and "| vim | 0.10 ± 0.00 |  |" in text
+    text = "\n".join(map(tables.to_markdown, outliers.tables_of({"found": [row, near]})))
+    assert "| Score | blend (9 images) | blur (9 images) |" in text
+    assert "| knn |  | 0.600 ± 0.141 (n=2) |" in text
+    assert "| vim | 0.100 ± 0.000 (n=2) |  |" in text and "supervised, FPR at 95%" in text
 
 
 def test_variants_share_generator_and_extractor_and_differ_in_pool(shared):

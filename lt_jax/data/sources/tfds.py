@@ -27,7 +27,8 @@ _NAME = re.compile(r"\w+(/[\w.+-]+)?(:\d+\.\d+\.\d+)?")
 class TFDS:
     """Image and label features are found by their type; ids are `<split>:<index>`.
 
-    The set's own split is kept as attribute `official_split`.
+    The set's own split is kept as attribute `official_split`, which
+    `config.data.split.test_where` may name.
     """
 
     def __init__(self, data: DataConfig) -> None:

@@ -1,6 +1,6 @@
 """What the page shows of lesion detection: tables and figures, from `detection.summary` alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ def table(written: Mapping[str, Any]) -> tables.Table:
     rows = [
         (
             f"{arm['name']} (baseline)" if arm["name"] == written["baseline"] else arm["name"],
-            *(_summary(arm["metrics"][name]) for name in METRICS),
+            *(tables.cell_from_json(Summary, arm["metrics"][name]) for name in METRICS),
         )
         for arm in written["arms"]
     ]
@@ -34,23 +34,11 @@ def table(written: Mapping[str, Any]) -> tables.Table:
 def paired_table(written: Mapping[str, Any]) -> tables.Table:
     """Arms minus the baseline by METRICS, from `summary`; no rows where there is one arm."""
     rows = [
-        (arm["name"], *(_comparison(arm["paired"][name]) for name in METRICS))
+        (arm["name"], *(tables.cell_from_json(Comparison, arm["paired"][name]) for name in METRICS))
         for arm in written["arms"]
         if arm["name"] != written["baseline"]
     ]
     return tables.Table(("Arm", *(TITLES[name] for name in METRICS)), tuple(rows))
-
-
-def _summary(cell: Mapping[str, Any]) -> Summary:
-    return Summary(cell["mean"], cell["std"], cell["n"], _pair(cell["ci95"]), tuple(cell["values"]))
-
-
-def _comparison(cell: Mapping[str, Any]) -> Comparison:
-    return Comparison(**{**cell, "ci95": _pair(cell["ci95"])})
-
-
-def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval[0], interval[1])
 
 
 def section(written: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -96,6 +96,7 @@ def test_json_has_the_schemas_keys(written):
         "p",
         "p_holm",
         "p_bh",
+        "score95",
         "n",
         "effect",
     }

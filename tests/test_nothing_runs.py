@@ -1,8 +1,13 @@
-"""What comes from files is data: no pickle, no code, no archive unpacked, no write unprepared."""
+"""What comes from files is data: no pickle, no code, no archive unpacked, no write unprepared.
+
+And every name that is used is one that there is.
+"""
 
 import ast
+import builtins
 import pathlib
 import pickle
+import symtable
 
 import numpy as np
 import pytest
@@ -136,6 +141,55 @@ def test_every_experiment_ends_as_the_command_lines_do():
         for path in FILES
     }  # fmt: skip
     assert {path: lines for path, lines in ended.items() if lines}.keys() == {"lt_jax/command.py"}
+
+
+GIVEN = {"__file__", "__name__", "__doc__", "__spec__", "__path__"} | set(dir(builtins))
+
+
+def undefined(text):
+    """Global names that a module uses and nothing binds; ruff's F821 would take shapes for such."""
+    top = symtable.symtable(text, "", "exec")
+    tables = [top]
+    for table in tables:
+        tables += table.get_children()
+    # What a function declares global and binds is the module's, too.
+    bound = GIVEN | {
+        symbol.get_name()
+        for table in tables
+        for symbol in table.get_symbols()
+        if (table is top or symbol.is_declared_global())
+        and (symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace())
+    }
+    used = {
+        symbol.get_name()
+        for table in tables
+        for symbol in table.get_symbols()
+        if symbol.is_referenced() and (table is top or symbol.is_global())
+    }
+    return sorted(used - bound)
+
+
+@pytest.mark.parametrize("text", [
+    "lost.save(1)", "def f():\n    lost()", "f = lambda x: [lost for _ in x]",
+    "class A:\n    def f(self):\n        return lost", "def f() -> lost: ...", "@lost\ndef f(): 1",
+    "def f():\n    lost = 1\ndef g():\n    return lost", "from lost import found\nlost.save()",
+])  # fmt: skip
+def test_the_search_finds_a_name_that_nothing_binds(text):
+    assert undefined(text) == ["lost"]
+
+
+def test_the_search_takes_what_is_bound_somewhere():
+    text = (
+        "import a.b as c\nfrom d import e\nx: 'Float[Array, \"h w\"]' = __name__\n"
+        "def f(y, *z, w=len):\n    global g\n    g = [c, e, x, y, z, w, f, k] + [q for q in z]\n"
+        "class H:\n    k = 1\n    m = k\ndef n():\n    return H, g\nk = 2\n"
+    )
+    assert undefined(text) == []
+
+
+def test_every_global_name_is_bound():
+    found = {str(path.relative_to(ROOT)): undefined(path.read_text()) for path in FILES}
+    assert {path: names for path, names in found.items() if names} == {}
 
 
 class _Program:

@@ -20,6 +20,7 @@ import numpy as np
 import optax
 from absl import flags
 
+from experiments.throughput import timing
 from experiments.throughput.timing import Spread
 from lt_jax import command
 from lt_jax.config import (

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from experiments.throughput import cases as cases_lib
-from experiments.throughput import roofline, sampling
+from experiments.throughput import roofline, sampling, timing
 from experiments.throughput.cases import Case
 from experiments.throughput.devices import limits, peak_flops, peak_memory
 from experiments.throughput.timing import Spread, closing, number, ratio, spread, time_all, trace

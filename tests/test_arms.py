@@ -128,6 +128,22 @@ def test_a_shuffled_policy_with_weights_has_a_key_of_its_own():
     assert fields(weights=(0.5, 1.0, 2.0))["dealt"] and "dealt" not in fields()
 
 
+def test_policies_with_weights_have_keys_of_their_own_where_reward_or_price_reads_these():
+    """Once shares were priced, whatever the weights, and compared with none at the same weight."""
+
+    def fields(weights, **reward):
+        config = config_with(ArmConfig(controller="policy"), rounds=8)
+        reward = dataclasses.replace(config.mixing.reward, **reward)
+        mixing = dataclasses.replace(config.mixing, weights=weights, reward=reward)
+        found = specs_lib.of(dataclasses.replace(config, mixing=mixing))
+        return set(next(spec.config for spec in found if spec.stage == "mixing"))
+
+    both = {"price": 0.1, "difference": True}
+    assert fields((), **both) == fields((0.5, 1.0)) == fields(())
+    assert fields((0.5, 1.0), price=0.1) - fields(()) == {"priced"}
+    assert fields((0.5, 1.0), difference=True) - fields(()) == {"default"}
+
+
 def test_a_schedule_of_another_run_is_refused(tmp_path):
     arm = schedule(tmp_path / "a.json")
     preflight_arms.check_schedules(config_with(arm, rounds=2), 2)

@@ -31,8 +31,9 @@ class RewardConfig:
     head_tolerance: float = bounded(0.02, 0.0, 1.0)  # fall of head recall that costs nothing
     head_penalty: float = bounded(1.0, 0.0, 1000.0)  # of a fall beyond it
     price: float = bounded(0.0, 0.0, 1000.0)  # of a synthetic share of 1 in a class, over classes
-    # Each agent's own: less what the team gets in this round with its share at 0. Ranks its choices
-    # as the team's reward does within a round; over an episode its optimum may be another.
+    # Each agent's own: less what the team gets in this round with its share at 0 and its factor at
+    # 1. Ranks its choices as the team's reward does within a round; over an episode its optimum may
+    # be another.
     difference: bool = False
 
 

@@ -33,11 +33,12 @@ draws of class k over all that it would have without factors: s_k w_k / w_k(v = 
     sum_r G_r = (M_R - lambda F_R) - (M_0 - lambda F_0) - (c / K) sum_r sum_k b_k            (3)
 
 so that what is maximised, without a discount, is the classifier at the end. As an option agent k
-gets its difference reward: what the team gets, less what it gets where k alone takes no share,
+gets its difference reward: what the team gets, less what it gets where k alone leaves its class as
+it is, without synthetic images and without a factor,
 
-    D_k = G(a) - G(a with s_k = 0)                                                           (4)
+    D_k = G(a) - G(a with s_k = 0 and v_k = 1)                                               (4)
 
-which is 0 for a share of 0, and within one round ranks k's shares as G does, others' actions being
+which is 0 for that default, and within one round ranks k's choices as G does, others' actions being
 as they are: the second term is the same for all of them. Over an episode its optimum may be
 another: earlier rounds are in both terms, so that the sum over rounds does not telescope to (3)
 where what they gave lasts and fades. What maximises the sum of D_k exactly (toy problems of 2

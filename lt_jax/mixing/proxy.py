@@ -10,8 +10,8 @@ eq. 3),
 
 The reference of head recall (`rewards`, equation 7) is measured once, when an environment is made,
 by a few trainings on real images alone. A difference reward trains its round again for each class,
-with that class's share at zero and the same numbers drawn: K extra rounds. Either is a population,
-`together` of which are trained at once (`population`).
+with that class's share at zero, its factor at one and the same numbers drawn: K extra rounds.
+Either is a population, `together` of which are trained at once (`population`).
 """
 
 import functools
@@ -120,7 +120,8 @@ class ProxyEnv:
         reward = jnp.broadcast_to(team, share.shape)
         if self.config.reward.difference:
             reward = team - self._without_each(state, share, factor, key)
-            reward = jnp.where(share > 0, reward, 0.0)  # the same round, but for rounding
+            default = (share == 0) & (factor == 1)
+            reward = jnp.where(default, 0.0, reward)  # the same round, but for rounding
         terminated = after.round >= self.config.rounds
         truncated = jnp.zeros((), bool)
         if self.horizon:
@@ -214,7 +215,8 @@ class ProxyEnv:
 
     def _without_each(self, state: State, share: Array, factor: Array, key: PRNGKey) -> Array:
         def without(label: Array) -> Array:
-            return self.train_round(state, share.at[label].set(0.0), factor, key)[1]
+            default = share.at[label].set(0.0), factor.at[label].set(1.0)
+            return self.train_round(state, *default, key)[1]
 
         # In pixels one by one: `together` episodes may be doing so at once.
         together = min(self.together, 1) if self.data.kind == "images" else self.together

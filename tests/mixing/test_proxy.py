@@ -190,6 +190,24 @@ def test_difference_rewards_train_the_round_again_without_a_share(getkey):
     assert after.reward[1] == 0  # no pool: no share
 
 
+def test_difference_rewards_rank_an_agent_s_pairs_of_share_and_factor_as_the_team_s(getkey):
+    """By the same differences, with the same numbers drawn; 0 at share 0 and factor 1 alone."""
+    reward, weights = dataclasses.replace(REWARD, difference=True), (0.5, 1.0, 2.0)
+    proxied = dataclasses.replace(PROXY, batch_size=64)
+    env = make(dataclasses.replace(CONFIG, reward=reward, weights=weights, proxy=proxied))
+    key = getkey()
+    state = env.reset(key)[1]
+    others = jnp.array([[1, 2], [0, 0], [2, 1]])
+    pairs = jnp.array([(level, weight) for level in range(3) for weight in range(3)])
+    actions = jax.vmap(lambda pair: others.at[0].set(pair))(pairs)
+    steps = jax.jit(jax.vmap(env.step, (None, 0, None)))(state, actions, key)
+    own, team = np.asarray(steps.reward[:, 0]), np.asarray(steps.info["team"])
+    np.testing.assert_array_equal(np.argsort(own), np.argsort(team))
+    np.testing.assert_allclose(own, team - team[1], atol=1e-6)
+    assert np.diff(np.sort(team)).min() > 1e-5  # so that ranks are no rounding
+    assert own[1] == 0 and (np.delete(own, 1) != 0).all()
+
+
 def test_policy_val_is_read_by_reward_and_never_trained_on(getkey):
     given, key = arrays(), getkey()
     moved = {**given, "policy_val": given["policy_val"][::-1].copy()}

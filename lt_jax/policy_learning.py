@@ -79,9 +79,7 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     clock = Clock(total)
     data = proxy_data(context)
     env = _environment(context, data, config.reference_runs)
-    learner = learn.Learner(
-        config.policy, env, config.reward.difference, config.together, context.mesh
-    )
+    learner = _learner(context, env)
     clock.read()
     training, learning = _learn(learner, folder, context)
     clock = Clock(total)
@@ -120,11 +118,8 @@ def lower(context: Context) -> jax.stages.Lowered:
 
     Its environment is made by one training of the proxy in place of `config.mixing.reference_runs`.
     """
-    config = context.config.mixing
     env = _environment(context, proxy_data(context), reference_runs=1)
-    learner = learn.Learner(
-        config.policy, env, config.reward.difference, config.together, context.mesh
-    )
+    learner = _learner(context, env)
     states = _fresh(learner, context.mesh).states
     return _update(learner, context.mesh).lower(states, mesh.replicate(env, context.mesh))
 
@@ -215,6 +210,11 @@ def _environment(context: Context, data: ProxyData, reference_runs: int) -> prox
     )
 
 
+def _learner(context: Context, env: proxy.ProxyEnv) -> learn.Learner:
+    config = context.config.mixing
+    return learn.Learner(config.policy, env, config.reward.difference, env.at_once, context.mesh)
+
+
 def _standing(data: ProxyData) -> learned.Standing:
     seen = np.bincount(data.policy_val_labels, minlength=len(data.head)).astype(np.float32)
     return learned.Standing(np.asarray(data.ood), np.asarray(data.fidelity), seen)
@@ -265,10 +265,9 @@ def _update(learner: learn.Learner, device_mesh: Mesh) -> Any:
 
     Seeds are shared by the devices, or else the episodes of each.
     """
-    # One seed after the other where classifiers must be, as in pixels: a vmap over seeds is one
-    # over them, too.
-    env: Any = learner.environment
-    one_by_one = 1 if env.data.kind == "images" else min(learner.together, 1)
+    # One seed after the other where not all classifiers are at once, as in pixels: a vmap over
+    # seeds is one over them, too.
+    one_by_one = min(learner.together, 1)
     over_devices = None
     if population.splits(len(learner.config.seeds), device_mesh):
         over_devices, learner = device_mesh, dataclasses.replace(learner, device_mesh=None)

@@ -218,7 +218,8 @@ def test_policies_are_learned_in_pixels_too(finished, tmp_path):
     assert env.classifier == Network(recipe.model, recipe.optimizer, recipe.augment)
     assert env.data.features.shape[1:] == context.image_shape
     assert np.isfinite(env.reference).all()
-    learner = learn.Learner(policy, env, device_mesh=context.mesh)
+    learner = policy_learning._learner(context, env)
+    assert (mixing.together, learner.together) == (0, 1)  # one after the other
     fresh = policy_learning._fresh(learner, context.mesh).states
     before = mesh.fetch(jax.vmap(lambda state: state.policy)(fresh)).params
     training, ledger = policy_learning._learn(learner, tmp_path, context)

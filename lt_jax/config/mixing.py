@@ -62,7 +62,8 @@ class MixingConfig:
     """A learned policy for the synthetic share of each class."""
 
     environment: str = choice("features", "images")  # images: the classifier of `classify` itself
-    together: int = bounded(0, 0)  # classifiers in one vmap; 0: as many as there are
+    # Classifiers in one vmap; 0: all of an update on features, in pixels one after the other.
+    together: int = bounded(0, 0)
 
     levels: tuple[float, ...] = bounded((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 0.999)  # shares to choose
     weights: tuple[float, ...] = bounded((), 0.01, 100.0)  # of a class's draws; empty: left alone

@@ -7,7 +7,8 @@ on augmented images as `classify` trains it, and measured on images as they are;
 
 **Speed.** Populations want matrix products, and heads and the vision transformer are made of them.
 Convolutions are slow in a loop on CPUs, and a round is a loop (jax issue 12868); of a population at
-once they become grouped ones, which are slower still (jax issue 26568): train those one by one.
+once they become grouped ones, which are slower still (jax issue 26568): in pixels classifiers are
+trained one by one, unless `mixing.together` says otherwise.
 """
 
 import dataclasses

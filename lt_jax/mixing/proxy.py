@@ -11,7 +11,7 @@ eq. 3),
 The reference of head recall (`rewards`, equation 7) is measured once, when an environment is made,
 by a few trainings on real images alone. A difference reward trains its round again for each class,
 with that class's share at zero, its factor at one and the same numbers drawn: K extra rounds.
-Either is a population, `together` of which are trained at once (`population`).
+Either is a population, of which `ProxyEnv.at_once` are trained at once (`population`).
 """
 
 import functools
@@ -69,7 +69,7 @@ class ProxyEnv:
       classifier: what is trained, which reads the data's kind.
       sampler: exponent of the class weights, as a base sampler's name.
       horizon: rounds after which an episode is truncated; 0 is never.
-      together: of its own populations, classifiers in one vmap; 0 is all.
+      together: of its own populations, classifiers in one vmap; 0: see `at_once`.
     """
 
     data: Any
@@ -94,6 +94,12 @@ class ProxyEnv:
     def rounds(self) -> int:
         """Steps of an episode."""
         return min(self.config.rounds, self.horizon or self.config.rounds)
+
+    @property
+    def at_once(self) -> int:
+        """Classifiers in one vmap, as `population.over` takes them: `together`; where that is 0,
+        one after the other in pixels (`classifiers` says why), and on features all, which is 0."""
+        return self.together or int(self.data.kind == "images")
 
     @property
     def observations(self) -> tuple[str, ...]:
@@ -219,8 +225,8 @@ class ProxyEnv:
             return self.train_round(state, *default, key)[1]
 
         # In pixels one by one: `together` episodes may be doing so at once.
-        together = min(self.together, 1) if self.data.kind == "images" else self.together
-        return population.over(without, jnp.arange(self.num_agents), together)
+        at_once = 1 if self.data.kind == "images" else self.at_once
+        return population.over(without, jnp.arange(self.num_agents), at_once)
 
     @property
     def _trained(self) -> Classifier:
@@ -331,4 +337,4 @@ def _real_only_recalls(
         recalls = jax.lax.scan(train, start, turns)[1]
         return jnp.concatenate([start.track.measured.recall[None], recalls])
 
-    return population.over(run, runs, env.together, device_mesh)
+    return population.over(run, runs, env.at_once, device_mesh)

@@ -235,6 +235,37 @@ def test_two_classes_of_a_residual_network_play_an_episode(getkey):
     assert (env.reference[-1] != env.reference[0]).any()
 
 
+@pytest.mark.parametrize(
+    ("kind", "together", "at_once", "without"),
+    [("images", 0, 1, 1), ("images", 3, 3, 1), ("features", 0, 0, 0)],
+)
+def test_in_pixels_classifiers_are_trained_one_by_one_unless_asked(
+    kind, together, at_once, without, monkeypatch
+):
+    """Those that a difference reward compares with always are: episodes may be several at once."""
+    given = arrays((6, 3), (3, 2), (2, 2))
+    if kind == "features":
+        for name in ("real", "synthetic", "policy_val"):
+            given[name] = given[name].reshape(-1, 16) / 255.0
+    reward = dataclasses.replace(CONFIG.reward, difference=True)
+    config, seen = dataclasses.replace(CONFIG, reward=reward), []
+    classifier = NETWORK if kind == "images" else Head()
+    data, reference = proxy_data.collect(**given), jnp.zeros((config.rounds + 1, 2))
+    env = proxy.ProxyEnv(data, reference, config, classifier, together=together)
+    over = population.over
+
+    def watched(function, members, together=0, *others):
+        seen.append(together)
+        return over(function, members, together, *others)
+
+    monkeypatch.setattr(proxy.population, "over", watched)
+    key = jax.random.key(0)
+    jax.eval_shape(proxy._real_only_recalls, env, jax.random.split(key, 4), None)
+    state = jax.eval_shape(env.reset, key)[1]
+    jax.eval_shape(env.step, state, jnp.array([1, 0]), key)
+    assert seen == [at_once, without] and env.at_once == at_once
+
+
 def test_what_does_not_fit_together_is_an_error_that_says_what_to_do():
     given = arrays()
     features = {name: given[name].reshape(-1, 16) / 255.0 for name in ("real", "policy_val")}

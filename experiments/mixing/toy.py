@@ -30,7 +30,7 @@ import numpy as np
 from absl import flags
 
 from lt_jax import command
-from lt_jax.config import fields
+from lt_jax.config import ConfigError, fields
 from lt_jax.config.mixing import PolicyConfig
 from lt_jax.evaluate import statistics
 from lt_jax.evaluate.statistics import tables
@@ -54,9 +54,16 @@ def problem_of(
 
 
 def policy_config(algorithm: str, changes: Sequence[str]) -> PolicyConfig:
-    """The default with `changes`, of the form name=value."""
-    named = dict(change.split("=", 1) for change in changes)
-    values = {name: _literal(value) for name, value in named.items()}
+    """The default with `changes`, of the form name=value; ConfigError where they are none."""
+    values = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals:
+            raise ConfigError(
+                f"--policy: got {change!r}; takes fields of config.mixing.policy, each with its "
+                "value: --policy=updates=400,pooling=attention, say"
+            )
+        values[name] = _literal(value)
     return fields.build(PolicyConfig, {"algorithm": algorithm, **values}, "policy")
 
 

@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
 from experiments.throughput import timing
@@ -186,37 +185,34 @@ def rows_of(problem: Problem, members: Sequence[int] = MEMBERS) -> list[Row]:
 
 
 def _single_step(env: proxy.ProxyEnv, member: Any, share: Array, factor: Array) -> Any:
-    """A round as single calls: draws, each minibatch's update, and the look at policy_val."""
-    trained, proxied = env._trained, env.config.proxy
+    """A round as single calls: draws, the fit of each minibatch, and the look at policy_val.
+
+    XLA makes no loop of the one turn that such a fit has.
+    """
+    proxied = env.config.proxy
 
     def draw(key: Array) -> Any:
         weight = draws.class_weights(env.data.counts, share, factor, env.sampler)
         shape = proxied.minibatches, proxied.batch_size
         return draws.draw(env.data, weight, share, key, shape)
 
-    def update(params: Any, slots: Any, batch: draws.Draws, key: Array) -> Any:
-        def loss(params: Any) -> Array:
-            logits = trained.apply(params, env.data.features[batch.rows], key)
-            each = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            return each.mean()
-
-        updates, slots = trained.optimizer.update(jax.grad(loss)(params), slots, params)
-        return optax.apply_updates(params, updates), slots
+    def update(state: proxy.State, batch: draws.Draws, key: Array) -> proxy.State:
+        params, slots, _ = env.fit(state, batch, jnp.zeros(CLASSES), key)
+        return dataclasses.replace(state, params=params, optimizer=slots)
 
     state, key = member
     drawing, first, _ = compiled(draw, key)
-    batch = jax.tree.map(lambda leaf: leaf[0], drawing(key))
-    updating, second, size = compiled(update, state.params, state.optimizer, batch, key)
-    looking, third, _ = compiled(env._measure, state.params)
+    batch = jax.tree.map(lambda leaf: leaf[:1], drawing(key))
+    updating, second, size = compiled(update, state, batch, key)
+    looking, third, _ = compiled(env.measure, state.params)
 
     def call(member: Any) -> Any:
         state, key = member
-        params, slots = state.params, state.optimizer
         drawn = drawing(key)
         for i in range(proxied.minibatches):
-            batch = jax.tree.map(lambda leaf, i=i: leaf[i], drawn)
-            params, slots = updating(params, slots, batch, key)
-        return params, looking(params)
+            batch = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], drawn)
+            state = updating(state, batch, key)
+        return state.params, looking(state.params)
 
     return call, first + second + third, size
 

@@ -108,11 +108,11 @@ class ProxyEnv:
 
     def reset(self, key: PRNGKey) -> tuple[Float[Array, "k o"], State]:
         """Fresh parameters, scored on policy_val."""
-        params = self._trained.init(keys.stream(key, "init"))
-        measured = self._measure(params)
+        params = self.trained.init(keys.stream(key, "init"))
+        measured = self.measure(params)
         state = State(
             params=params,
-            optimizer=self._trained.optimizer.init(params),
+            optimizer=self.trained.optimizer.init(params),
             track=observations.begin(measured),
             potential=self._potential(measured, jnp.zeros((), jnp.int32)),
             round=jnp.zeros((), jnp.int32),
@@ -165,7 +165,7 @@ class ProxyEnv:
         if proxy.loss == "balanced_softmax":
             prior = jnp.log(draws.effective_counts(data.counts, weight, share))
         params, optimizer, losses = self.fit(state, batches, prior, keys.stream(key, "steps"))
-        measured = self._measure(params)
+        measured = self.measure(params)
         potential = self._potential(measured, state.round + 1)
         drawn = jnp.stack([weight * (1 - share), weight * share])
         track = Track(
@@ -193,7 +193,7 @@ class ProxyEnv:
           Parameters, optimiser's state, and the mean cross entropy of each class's draws, without
           the prior, real and synthetic, over log K; NaN where there was none.
         """
-        trained, classes = self._trained, self.num_agents
+        trained, classes = self.trained, self.num_agents
 
         def step(
             carry: tuple[Any, Any], each: tuple[Draws, PRNGKey]
@@ -219,6 +219,18 @@ class ProxyEnv:
         mean = jnp.where(number > 0, total / jnp.maximum(number, 1), jnp.nan)
         return params, slots, mean.reshape(2, classes) / jnp.log(classes)
 
+    @property
+    def trained(self) -> Classifier:
+        """What an episode trains."""
+        config, shape = self.config, self.data.features.shape[1:]
+        steps = config.rounds * config.proxy.minibatches
+        return self.classifier.make(config.proxy, shape, self.num_agents, steps)
+
+    def measure(self, params: Any) -> rewards.Measured:
+        """A classifier on policy_val."""
+        logits = self._logits(params, self.data.policy_val)
+        return rewards.measure(jax.nn.softmax(logits), self.data.policy_val_labels)
+
     def _without_each(self, state: State, share: Array, factor: Array, key: PRNGKey) -> Array:
         def without(label: Array) -> Array:
             default = share.at[label].set(0.0), factor.at[label].set(1.0)
@@ -228,19 +240,9 @@ class ProxyEnv:
         at_once = 1 if self.data.kind == "images" else self.at_once
         return population.over(without, jnp.arange(self.num_agents), at_once)
 
-    @property
-    def _trained(self) -> Classifier:
-        config, shape = self.config, self.data.features.shape[1:]
-        steps = config.rounds * config.proxy.minibatches
-        return self.classifier.make(config.proxy, shape, self.num_agents, steps)
-
-    def _measure(self, params: Any) -> rewards.Measured:
-        logits = self._logits(params, self.data.policy_val)
-        return rewards.measure(jax.nn.softmax(logits), self.data.policy_val_labels)
-
     def _logits(self, params: Any, inputs: Array) -> Array:
         """Of inputs [n ...], measured; images in parts of equal size, `MEASURED` at most."""
-        forward = lambda part: self._trained.apply(params, part, None)
+        forward = lambda part: self.trained.apply(params, part, None)
         count = len(inputs)
         if self.data.kind == "features" or count <= MEASURED:
             return forward(inputs)

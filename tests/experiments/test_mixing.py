@@ -62,6 +62,8 @@ def test_policy_fields_are_read_and_unknown_ones_refused():
     assert config.learning_rate == 0.02 and config.pooling == "attention"
     with pytest.raises(ConfigError, match="rate"):
         experiment.policy_config("mappo", ["rate=0.02"])
+    with pytest.raises(ConfigError, match=r"--policy: got 'updates'; takes .*updates=400"):
+        experiment.policy_config("mappo", ["learning_rate=0.02", "updates"])
 
 
 def test_random_data_have_the_digits_size():
@@ -102,5 +104,5 @@ def test_the_torch_loop_trains_what_the_environment_trains(env, getkey):
         torch.from_numpy(np.array(env.data.policy_val_labels)).long(), 10
     ).float()
     recall = mixing.torch_measure(params, torch.from_numpy(np.array(env.data.policy_val)), member)
-    measured = env._measure(expected).recall
+    measured = env.measure(expected).recall
     np.testing.assert_allclose(recall, jax.device_get(measured), atol=1e-5)

@@ -42,6 +42,6 @@ def test_every_way_is_timed_and_unfolding_changes_no_figure_but_time(getkey):
     block = params["stage_0_0"]["norm_1"]
     block["scale"] = block["scale"] + 1.0
     rows = env.data.features[:5]
-    ours, theirs = (each._trained.apply(params, rows, key) for each in (env, other))
+    ours, theirs = (each.trained.apply(params, rows, key) for each in (env, other))
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert np.abs(ours).max() > 0.01

@@ -214,7 +214,7 @@ def test_permuting_classes_permutes_training_and_observations(getkey):
     )
     np.testing.assert_allclose(theirs[2][:, order], losses, atol=1e-5)
     np.testing.assert_allclose(
-        other._measure(theirs[0]).recall[order], one._measure(params).recall, atol=1e-5
+        other.measure(theirs[0]).recall[order], one.measure(params).recall, atol=1e-5
     )
 
 

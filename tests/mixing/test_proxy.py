@@ -330,7 +330,7 @@ def test_permuting_classes_permutes_training_and_observations(getkey):
     np.testing.assert_allclose(theirs[0].kernel[:, order], params[0].kernel, atol=1e-6)
     np.testing.assert_allclose(their_losses[:, order], losses, atol=1e-5)
     np.testing.assert_allclose(
-        other._measure(theirs).recall[order], one._measure(params).recall, atol=1e-6
+        other.measure(theirs).recall[order], one.measure(params).recall, atol=1e-6
     )
 
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import PolicyConfig
-from lt_jax.mixing import estimators, learn, networks, objectives
+from lt_jax.mixing import estimators, learn, networks, objectives, toy
 from lt_jax.mixing.rollout import play
 from lt_jax.models import module
 from lt_jax.runtime import checkpoint, keys, mesh
@@ -159,6 +159,55 @@ def test_episodes_are_those_of_a_python_loop(getkey):
     np.testing.assert_array_equal(early, played.action[0, :, 0, 0] == 0)
     assert not played.reward[1][early].any() and not played.team[1][early].any()
     assert (played.terminated.sum(axis=0) == 1).all() and not played.truncated.any()
+
+
+class Watched(toy.ToyEnv):
+    """Stepped on after its end."""
+
+    rounds = 4
+
+
+def episodes_of(horizon, rounds, watched, key):
+    """Of a toy problem, and a learner of these."""
+    problem = toy.random_problem(key, 3, rounds=rounds, horizon=horizon, price=0.1)
+    env = (Watched if watched else toy.ToyEnv)(problem)
+    learner = learn.Learner(config_of("mappo", episodes=4, gae_lambda=0.7), env)
+    return learner, learner.init(key)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_truncated_episode_s_value_goes_on_and_a_terminated_one_s_does_not(watched, getkey):
+    """Cut in mid-episode, played, and learned from: at its last step the target has V(o_2)."""
+    key, found = getkey(), {}
+    for end, horizon, rounds in (("truncated", 2, 5), ("terminated", 0, 2)):
+        learner, state = episodes_of(horizon, rounds, watched, key)
+        flat, back = ravel_pytree(state.critic.params)  # a fresh critic says next to nothing
+        louder = back(flat + 0.5 * jax.random.normal(key, flat.shape))
+        state = dataclasses.replace(state, critic=state.critic.replace(params=louder))
+        at = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+        played = jax.jit(learner.episodes)(state.policy, at)
+        steps = np.arange(4 if watched else 2)
+        for flag in ("truncated", "terminated"):
+            expected = (steps == 1) & (flag == end)
+            np.testing.assert_array_equal(getattr(played, flag), np.tile(expected, (4, 1)).T)
+        np.testing.assert_array_equal(played.alive, np.tile(steps < 2, (4, 1)).T)
+        assert not played.reward[2:].any() and not played.team[2:].any()
+        for later in played.observation[3:]:  # what was seen at the end stays
+            np.testing.assert_array_equal(later, played.observation[2])
+        progress = toy.OBSERVATIONS.index("progress")
+        np.testing.assert_allclose(played.observation[2, ..., progress], 2 / rounds)
+        seen = state.observations.normalize(played.observation)
+        values = module.apply(learner.modules.critic, state.critic.params, seen)[..., 0]
+        reward, discount, trace = played.reward.mean(-1), learner.config.discount, 0.7
+        after = values[2] if end == "truncated" else 0.0
+        last = reward[1] + discount * after
+        first = reward[0] + discount * ((1 - trace) * values[1] + trace * last)
+        moments = jax.jit(learner.update)(state)[0].values
+        targets = np.concatenate([first, last])
+        np.testing.assert_allclose(moments.mean, targets.mean(), rtol=1e-4)
+        np.testing.assert_allclose(moments.variance, targets.var(), rtol=1e-3)
+        found[end] = targets.mean(), np.abs(values[2]).min()
+    assert min(found["truncated"][1], abs(found["truncated"][0] - found["terminated"][0])) > 1e-2
 
 
 def test_the_ratio_is_one_in_the_first_minibatch_and_the_policy_moves_from_there():

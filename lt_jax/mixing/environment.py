@@ -41,9 +41,8 @@ it is, without synthetic images and without a factor,
 which is 0 for that default, and within one round ranks k's choices as G does, others' actions being
 as they are: the second term is the same for all of them. Over an episode its optimum may be
 another: earlier rounds are in both terms, so that the sum over rounds does not telescope to (3)
-where what they gave lasts and fades. What maximises the sum of D_k exactly (toy problems of 2
-classes and 4 rounds, 6 seeds) gets 1.000 of the best return where doses last for good, 0.975 to
-0.997 of it where 0.8 of them are left after a round, 0.949 to 0.984 with 0.5.
+where what they gave lasts and fades. What maximises the sum of D_k exactly gets the best return of
+a toy problem where doses last for good, and less than that where some of them is forgotten.
 
 **End.** An episode that has had its R rounds is *terminated*: no reward is left. One cut by a
 limit before that is *truncated*: its value goes on, and estimators must bootstrap there.

@@ -120,6 +120,24 @@ def test_within_a_round_difference_rewards_rank_shares_as_the_team_s_reward(prob
         assert own[0] == 0 and np.ptp(own) > 1e-4
 
 
+def test_over_an_episode_difference_rewards_are_the_return_s_where_no_dose_is_forgotten(getkey):
+    """By every sequence of shares: a class's own reward depends on its own shares alone."""
+    problem = toy.random_problem(getkey(), 2, LEVELS, 4, difference=True)
+    every = np.array(list(itertools.product(range(3), repeat=4)))
+    both = jnp.asarray(np.stack([every, every], axis=-1))  # of either class, the other's as well
+    total = jax.jit(jax.vmap(lambda problem, rows, key: play(problem, rows, key)[1].reward.sum(0),
+                             (None, 0, None)))  # fmt: skip
+
+    def reached(retention):
+        kept = problem.replace(retention=retention)
+        chosen = every[np.asarray(total(kept, both, getkey())).argmax(axis=0)].T
+        return toy.returns(kept, chosen) / toy.oracle(kept)[1]
+
+    assert reached(1.0) == pytest.approx(1, abs=1e-6)
+    lost = [1 - reached(retention) for retention in (0.8, 0.5)]
+    assert all(1e-3 < part < 0.5 for part in lost)
+
+
 def test_an_episode_ends_by_its_rounds_or_is_cut(problem, getkey):
     actions = np.zeros((3, 3), int)
     whole = play(problem, actions, getkey())[1]

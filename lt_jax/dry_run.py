@@ -9,6 +9,7 @@ from lt_jax import config as config_lib
 from lt_jax import preflight
 from lt_jax.diffusion import program
 from lt_jax.diffusion.generator import Generator
+from lt_jax.mixing import costs
 from lt_jax.models import module
 from lt_jax.models.conditioning import Vocabulary
 from lt_jax.pipeline import Pipeline
@@ -75,7 +76,8 @@ def _work(run: Pipeline, stages: set[str], known: Vocabulary) -> list[str]:
         )
     if "mixing" in stages:
         policy = config.mixing.policy
-        each = policy.updates * policy.episodes
+        each = costs.trainings(config.mixing.reward, known.num_classes)
+        each *= policy.updates * policy.episodes
         lines.append(
             f"mixing: {len(policy.seeds)} policies, {each:,d} trainings of a proxy each, and as "
             f"many of random search; {config.mixing.rounds} rounds of "

@@ -5,7 +5,8 @@ images and the pool's accepted ones: on their features, or as they are, by the n
 `classify`. Devices share the seeds or, where seeds do not divide evenly over them, the episodes of
 an update.
 A policy's greedy episode on the proxy is the schedule that `policy_schedule` replays;
-`random_search` has as many trainings of the same proxy and keeps the best of its random schedules.
+`random_search` has as many trainings of the same proxy, an episode each, and keeps the best of its
+random schedules.
 Validation and test images are never asked for.
 """
 
@@ -86,9 +87,8 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     policies = jax.vmap(lambda state: state.policy)(mesh.fetch(training.states))
     checkpoint.save_tree(folder / "policies", Learnt(policies, _standing(data)))
     _save(folder / "curves.json", _curves(config.policy.seeds, training))
-    rival = learner.of(_paying_the_team(env))
     found = [
-        _compare(rival, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
+        _compare(learner, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
         for s, seed in enumerate(config.policy.seeds)
     ]
     for seed, (schedules, _) in zip(config.policy.seeds, found, strict=True):
@@ -99,7 +99,7 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
         "seeds": list(config.policy.seeds),
         "classes": context.data[0].classes,
         "observations": list(env.observations),
-        "trainings": config.policy.updates * config.policy.episodes,
+        "trainings": learner.trainings,
         "reference_runs": config.reference_runs,
         "spent": spent,
         "returns": _by_name([held["returns"] for _, held in found]),
@@ -302,7 +302,7 @@ def _check(returned: Float[np.ndarray, "s"], update: int, config: Config) -> Non
         )
 
 
-def _paying_the_team(env: proxy.ProxyEnv) -> proxy.ProxyEnv:
+def _paying_the_team(env: Any) -> proxy.ProxyEnv:
     """The environment for whoever reads no agent's own reward, which would be trained for."""
     reward = dataclasses.replace(env.config.reward, difference=False)
     config = dataclasses.replace(env.config, reward=reward)
@@ -320,7 +320,7 @@ def _spent(
     parts = {
         "reference": (mixing.reference_runs, plain),
         "learning": (seeds * played, learning),
-        "search": (seeds * played, plain),
+        "search": (seeds * learner.trainings, plain),
         "comparison": (seeds * comparison.episodes(learner, schedules), plain),
     }
     return {
@@ -340,10 +340,11 @@ def _compare(
     learner: learn.Learner, mixing: MixingConfig, policy: Policy, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Schedules of one seed, by rule; and returns and importances, for `proxy.json`."""
+    trainings, learner = learner.trainings, learner.of(_paying_the_team(learner.environment))
     stream = functools.partial(keys.stream, keys.stream(keys.root(seed), "compare"))
     schedules = {
         "policy_schedule": comparison.greedy_schedule(learner, policy, stream("schedule")),
-        "random_search": comparison.searched_schedule(learner, stream("search")),
+        "random_search": comparison.searched_schedule(learner, stream("search"), trainings),
     }
     compared = {**schedules, **comparison.fixed_schedules(learner.environment, mixing)}
     return {name: comparison.entries(mixing, rounds) for name, rounds in schedules.items()}, {

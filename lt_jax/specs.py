@@ -169,6 +169,8 @@ def _mixing_fields(config: config_lib.Config) -> dict[str, Any]:
         fields[name] = getattr(config.evaluate, name)
     if config.mixing.weights and config.mixing.reward.price > 0:
         fields["priced"] = "draws"  # shares were, whatever the weights
+    if config.mixing.reward.difference:
+        fields["searched"] = "as many trainings"  # as many episodes were, each a training
     if config.mixing.weights and config.mixing.reward.difference:
         fields["default"] = "share 0, factor 1"  # the factor was kept once
     if config.mixing.environment == "images":

@@ -11,12 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import classification, pipeline, policy_learning, preflight, preflight_arms
+from lt_jax import (
+    classification,
+    dry_run,
+    pipeline,
+    policy_learning,
+    preflight,
+    preflight_arms,
+)
 from lt_jax import config as config_lib
 from lt_jax.config import ConfigError
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
-from lt_jax.mixing import controllers, costs, learn, learned
+from lt_jax.mixing import comparison, controllers, costs, learn, learned
 from lt_jax.mixing.classifiers import Network
 from lt_jax.mixing.mixture import Feedback, MixtureError
 from lt_jax.runtime import checkpoint, faults, keys, mesh, metrics
@@ -131,6 +138,7 @@ def test_what_it_tells_of_the_policies(finished):
         "comparison": 2 * (1 + 32 * (1 + 7) + 4),
     }
     assert {name: part["episodes"] for name, part in told["spent"].items()} == episodes
+    assert told["spent"]["search"]["images"] == told["spent"]["learning"]["images"]
     for name, number in episodes.items():
         assert told["spent"][name]["images"] == number * 2 * 2 * 8  # rounds x minibatches x batch
     for name in ("images", "flops"):
@@ -213,7 +221,7 @@ def test_policies_are_learned_in_pixels_too(finished, tmp_path):
     mixing = dataclasses.replace(mixing, environment="images", policy=policy, proxy=proxy)
     config = dataclasses.replace(context.config, mixing=mixing)
     context = dataclasses.replace(context, config=config, mesh=mesh.make_mesh(1))
-    env = policy_learning._environment(context, policy_learning.proxy_data(context))
+    env = policy_learning._environment(context, policy_learning.proxy_data(context), 1)
     recipe = context.config.classify
     assert env.classifier == Network(recipe.model, recipe.optimizer, recipe.augment)
     assert env.data.features.shape[1:] == context.image_shape
@@ -234,19 +242,47 @@ def test_policies_are_learned_in_pixels_too(finished, tmp_path):
     assert ledger.flops > 6 * weights * ledger.images  # each patch meets the weights of its layers
 
 
-def test_difference_rewards_cost_a_training_more_for_each_class(finished):
+def test_difference_rewards_cost_a_training_more_for_each_class(finished, monkeypatch):
+    """Wherever trainings are counted; random search has as many of another schedule each."""
     context = finished.context()
-    env = policy_learning._environment(context, policy_learning.proxy_data(context))
+    mixing = context.config.mixing
+    env = policy_learning._environment(context, policy_learning.proxy_data(context), 1)
     reward = dataclasses.replace(env.config.reward, difference=True)
     own = env.replace(config=dataclasses.replace(env.config, reward=reward))
     one, more = costs.episode(env), costs.episode(own)
     assert (more.images, more.flops) == (11 * one.images, 11 * one.flops)
     assert costs.episode(policy_learning._paying_the_team(own)) == one == costs.training(own)
+    learner = policy_learning._learner(context, own)
+    spent = policy_learning._spent(learner, mixing, schedules=3)
+    assert learner.trainings == 11 * policy_learning._learner(context, env).trainings == 11 * 12
+    assert spent["search"]["images"] == spent["learning"]["images"] == 2 * 12 * more.images
+    spending = jax.jit(lambda state: learner.update(state)[1]["trainings"])
+    fresh = learner.init(keys.root(0))
+    assert spending(fresh) == 11 * 4  # after an update of four episodes
+
+    class Asked(Exception):
+        """For a search, of which the test needs no more."""
+
+    def searched(learner, key, trainings):
+        raise Asked(learner.environment.config.reward.difference, trainings)
+
+    monkeypatch.setattr(comparison, "greedy_schedule", lambda *_: None)
+    monkeypatch.setattr(comparison, "searched_schedule", searched)
+    with pytest.raises(Asked) as asked:
+        policy_learning._compare(learner, mixing, fresh.policy, 0)
+    assert asked.value.args == (False, 11 * 12)
+
+
+@pytest.mark.parametrize(("difference", "each"), [(False, 12), (True, 132)])
+def test_a_dry_run_counts_trainings(difference, each):
+    run = pipeline.Pipeline(tiny(reward={"difference": difference}), pathlib.Path("unused"))
+    text = dry_run.describe(run, ["mixing"])
+    assert f"mixing: 2 policies, {each} trainings of a proxy each, and as many of random" in text
 
 
 def test_data_are_no_constants_of_the_program_that_learns(finished):
     context = finished.context()
-    env = policy_learning._environment(context, policy_learning.proxy_data(context))
+    env = policy_learning._environment(context, policy_learning.proxy_data(context), 1)
 
     def text(times):
         many = jnp.tile(env.data.features, (times, 1))

@@ -34,14 +34,13 @@ def greedy_schedule(learner: Learner, policy: Policy, key: PRNGKey) -> Parts:
     return np.asarray(episode(learner.environment, policy, key))
 
 
-def searched_schedule(learner: Learner, key: PRNGKey) -> Parts:
-    """The best of as many random schedules as the policy had trainings.
+def searched_schedule(learner: Learner, key: PRNGKey, trainings: int) -> Parts:
+    """The best of as many random schedules, each of which takes one of the `trainings`.
 
     Raises NonFiniteError where every one of them got NaN.
     """
-    env, config = learner.environment, learner.config
-    trainings, together = config.updates * config.episodes, learner.together or search.CHUNK
-    at = learner.device_mesh
+    env, at = learner.environment, learner.device_mesh
+    together = learner.together or search.CHUNK
     best = jax.jit(lambda env, key: search.random_search(env, key, trainings, together, at))
     found, measured = mesh.fetch(best(env, key))
     if np.isnan(measured).all():

@@ -1,4 +1,4 @@
-"""What trainings of a proxy classifier cost: rows, and FLOPs as XLA counts those of a step.
+"""What trainings of a proxy classifier cost: how many, rows, FLOPs as XLA counts those of a step.
 
 As in the ledger of other trainings, the steps alone are counted; looks at policy_val are not.
 """
@@ -8,10 +8,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lt_jax.config.mixing import RewardConfig
 from lt_jax.mixing.draws import Draws
 from lt_jax.mixing.proxy import ProxyEnv
 from lt_jax.runtime import keys, ledger
 from lt_jax.runtime.ledger import Ledger
+
+
+def trainings(reward: RewardConfig, classes: int) -> int:
+    """Of a classifier, in an episode: difference rewards train every round again for each class."""
+    return 1 + classes if reward.difference else 1
 
 
 def training(env: ProxyEnv) -> Ledger:
@@ -28,9 +34,8 @@ def training(env: ProxyEnv) -> Ledger:
 
 
 def episode(env: ProxyEnv) -> Ledger:
-    """Of one classifier; difference rewards train every round again for each class."""
-    again = env.num_agents if env.config.reward.difference else 0
-    return times(training(env), 1 + again)
+    """One, with all of its trainings."""
+    return times(training(env), trainings(env.config.reward, env.num_agents))
 
 
 def times(cost: Ledger, number: int) -> Ledger:

@@ -30,10 +30,11 @@ from jax.sharding import Mesh
 
 from lt_jax.config import ConfigError
 from lt_jax.config.mixing import PolicyConfig
-from lt_jax.mixing import estimators, networks
+from lt_jax.mixing import costs, estimators, networks
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.networks import Policy
 from lt_jax.mixing.objectives import Metrics, Samples, clipped_loss, reinforce_loss, value_loss
+from lt_jax.mixing.proxy import ProxyEnv
 from lt_jax.mixing.rollout import Episodes, play
 from lt_jax.models import module
 from lt_jax.runtime import keys, population, train_state
@@ -75,9 +76,9 @@ class Trained:
       curves: of each update [u]: `return_mean`, `return_std` (of the team, over episodes,
         undiscounted), `entropy` (nats an agent), `kl` (of the whole update, nats an agent),
         `clip_fraction`, `first_ratio_error` (of the first minibatch: 0 but for rounding),
-        `explained_variance` (by the critic, or by REINFORCE's baseline), `trainings` (episodes
-        played up to here).
-      trainings: classifier trainings spent: one an episode, int32 scalar.
+        `explained_variance` (by the critic, or by REINFORCE's baseline), `trainings` (of a
+        classifier, up to here).
+      trainings: of a classifier, that were spent, int32 scalar; of an episode see `costs`.
     """
 
     policy: Any
@@ -123,6 +124,18 @@ class Learner:
         Of one that it closes over, all data would be constants of the program.
         """
         return dataclasses.replace(self, environment=environment)
+
+    @property
+    def each(self) -> int:
+        """Trainings of a classifier in an episode; 1 where an environment trains none."""
+        env = self.environment
+        proxied = isinstance(env, ProxyEnv)
+        return costs.trainings(env.config.reward, env.num_agents) if proxied else 1
+
+    @property
+    def trainings(self) -> int:
+        """Of a classifier, in all updates."""
+        return self.config.updates * self.config.episodes * self.each
 
     @property
     def _mappo(self) -> bool:
@@ -184,7 +197,7 @@ class Learner:
             "return_std": returns.std(),
             "entropy": estimators.masked_mean(networks.entropy(played), weight),
             "kl": estimators.masked_mean(networks.divergence(played, after), weight),
-            "trainings": new.updates.astype(jnp.float32) * config.episodes,
+            "trainings": new.updates.astype(jnp.float32) * (config.episodes * self.each),
             **metrics,
         }
 
@@ -319,7 +332,7 @@ def make_train(
         state, curves = jax.lax.scan(
             lambda state, _: learner.update(state), learner.init(key), length=config.updates
         )
-        spent = jnp.asarray(config.updates * config.episodes, jnp.int32)
+        spent = jnp.asarray(learner.trainings, jnp.int32)
         return Trained(state.policy, curves, spent)
 
     return jax.jit(train)

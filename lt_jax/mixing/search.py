@@ -5,8 +5,8 @@ m schedules the even ones draw a choice for each class and keep it in all rounds
 anew in each round; choices are uniform. Each is played once, and what was measured best is taken:
 with noise its measured return is that of the luckiest as well, which is why a return that is to be
 believed has to be measured again. Such a search sees no observation, and costs what a policy does
-that was trained on m episodes: m classifier trainings (Bergstra and Bengio 2012, JMLR 13,
-"Random search for hyper-parameter optimization").
+that took m classifier trainings, one an episode where all agents are paid alike (Bergstra and
+Bengio 2012, JMLR 13, "Random search for hyper-parameter optimization").
 """
 
 from typing import Any

@@ -79,7 +79,7 @@ def test_the_greedy_schedule_is_what_the_policy_likes_best_of_what_it_sees(getke
 
 def test_the_searched_schedule_is_the_best_of_as_many_as_the_policy_had(getkey):
     learner, key = learner_of(retention=0.8), getkey()
-    found = comparison.searched_schedule(learner, key)
+    found = comparison.searched_schedule(learner, key, learner.trainings)
     drawn = [comparison.search.schedule(learner.environment, key, n) for n in range(8 * 2)]
     got = [toy.returns(learner.environment.problem, np.asarray(each)) for each in drawn]
     np.testing.assert_array_equal(found[..., 0], drawn[int(np.argmax(got))])
@@ -90,7 +90,7 @@ def test_a_search_that_diverged_everywhere_is_an_error(getkey):
     learner = learner_of()
     broken = learner.environment.problem.replace(quality=jnp.full(3, jnp.nan))
     with pytest.raises(faults.NonFiniteError, match="no finite return in 16 trainings"):
-        comparison.searched_schedule(learner.of(toy.ToyEnv(broken)), getkey())
+        comparison.searched_schedule(learner.of(toy.ToyEnv(broken)), getkey(), 16)
 
 
 def test_fixed_schedules_are_each_level_at_the_factor_nearest_to_one():
@@ -134,7 +134,7 @@ def test_no_program_holds_the_environment_s_arrays(getkey, monkeypatch):
     policy = policy_of(learner)
     monkeypatch.setattr(comparison.jax, "jit", spying)
     schedule = comparison.greedy_schedule(learner, policy, getkey())
-    comparison.searched_schedule(learner, getkey())
+    comparison.searched_schedule(learner, getkey(), 16)
     comparison.returns(learner, policy, {"greedy": schedule}, getkey())
     assert len(seen) == 4 and not any("1.234560e-01" in text for text in seen)
     closed = real(lambda key: learner.environment.reset(key)[0]).lower(getkey()).as_text()

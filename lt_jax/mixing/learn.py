@@ -324,15 +324,17 @@ def make_train(
     """A whole training as one program: `train(key)`, or `jax.vmap(train)(keys)` for a population.
 
     Args:
-      config, environment, class_values: as of `Learner`.
+      config, class_values: as of `Learner`.
+      environment: a pytree, which the program is given as an argument (`Learner.of`).
     """
     learner = Learner(config, environment, class_values)
 
-    def train(key: PRNGKey) -> Trained:
+    @jax.jit
+    def train(environment: Any, key: PRNGKey) -> Trained:
+        here = learner.of(environment)
         state, curves = jax.lax.scan(
-            lambda state, _: learner.update(state), learner.init(key), length=config.updates
+            lambda state, _: here.update(state), here.init(key), length=config.updates
         )
-        spent = jnp.asarray(learner.trainings, jnp.int32)
-        return Trained(state.policy, curves, spent)
+        return Trained(state.policy, curves, jnp.asarray(here.trainings, jnp.int32))
 
-    return jax.jit(train)
+    return functools.partial(train, environment)

@@ -297,6 +297,16 @@ def test_a_population_in_one_program_equals_a_loop_over_seeds_and_updates(algori
     assert len(np.unique(returns[:, 0])) == len(seeds)
 
 
+def test_a_training_s_program_holds_none_of_its_environment_s_arrays():
+    problem = toy.random_problem(jax.random.key(0), 3, rounds=2)
+    marked = toy.ToyEnv(problem.replace(base=jnp.array([0.123456, 0.2, 0.3])))
+    train = learn.make_train(config_of("reinforce", updates=1, episodes=2), marked)
+    key = jax.random.key(1)
+    assert "1.234560e-01" not in train.func.lower(*train.args, key).as_text()
+    closed = jax.jit(train).lower(key).as_text()
+    assert "1.234560e-01" in closed  # so that the mark would be found
+
+
 def test_moments_are_those_of_all_that_was_observed_and_come_after_the_update():
     learner, seen = shared("reinforce")[0], []
     states = looped("reinforce", 0)[0]

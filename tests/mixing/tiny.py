@@ -41,6 +41,7 @@ class Bandit:
         return _step(jnp.eye(2), state, self.payoff[action[0], action[1]], 2)
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fate:
     """One step in which either agent gets 5 where its number is above 0, whatever it does.

@@ -7,7 +7,7 @@ from lt_jax.config import ArmConfig, Config, ConfigError
 from lt_jax.config.classify import LEARNED
 from lt_jax.config.mixing import PROXY_LOSSES
 from lt_jax.data.manifest import SplitManifest
-from lt_jax.mixing import controllers
+from lt_jax.mixing import controllers, learn
 from lt_jax.runtime import progress
 
 
@@ -80,13 +80,18 @@ def _check_controls(config: Config, name: str) -> None:
 
 
 def _check_policy(config: Config, name: str) -> None:
-    """Refuses an arm whose rounds, sampler or loss its policy is not learned for."""
+    """Refuses an arm whose policy is learned for other rounds, sampler or loss, or cannot be."""
     mixing, arm = config.mixing, config.classify.arms[name]
     if 0.0 not in mixing.levels or len(set(mixing.levels)) < max(2, len(mixing.levels)):
         raise ConfigError(
             f"config.mixing.levels: got {mixing.levels}; takes shares that differ, two or more, "
             "and 0.0 among them"
         )
+    if len(set(mixing.weights)) < len(mixing.weights):
+        raise ConfigError(
+            f"config.mixing.weights: got {mixing.weights}; takes factors that differ, or none"
+        )
+    learn.check(mixing.policy, mixing.rounds)
     if config.classify.rounds != mixing.rounds:
         raise ConfigError(
             f"config.classify.rounds: got {config.classify.rounds}, but the policy of the arm "

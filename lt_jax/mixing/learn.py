@@ -86,6 +86,16 @@ class Trained:
     trainings: Any
 
 
+def check(config: PolicyConfig, rounds: int) -> None:
+    """Raises ConfigError where there are more minibatches than steps to share out."""
+    samples = config.episodes * rounds
+    if config.algorithm == "mappo" and config.minibatches > samples:
+        raise ConfigError(
+            f"mixing.policy.minibatches: got {config.minibatches}, more than the "
+            f"{samples} steps of an update (episodes x rounds); take fewer, or more episodes"
+        )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Learner:
     """A training cut in updates: `state, metrics = update(state)` from `init(key)` on.
@@ -111,12 +121,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be cut in minibatches."""
-        samples = self.config.episodes * self.environment.rounds
-        if self._mappo and self.config.minibatches > samples:
-            raise ConfigError(
-                f"mixing.policy.minibatches: got {self.config.minibatches}, more than the "
-                f"{samples} steps of an update (episodes x rounds); take fewer, or more episodes"
-            )
+        check(self.config, self.environment.rounds)
 
     def of(self, environment: Any) -> "Learner":
         """The same in `environment`, which a jitted function is given as its argument.

@@ -127,10 +127,10 @@ def lower(context: Context) -> jax.stages.Lowered:
 def controller(
     context: Context, seed: int, rule: str, supply: controllers.Supply
 ) -> controllers.Controller:
-    """A learned rule, from the finished stage; classifiers' seeds take the policies in turn."""
+    """A learned rule, from the finished stage, by the policy whose turn it is (`learned.turn`)."""
     config, folder = context.config.mixing, context.folder("mixing")
     seeds = config.policy.seeds
-    at = seed % len(seeds)
+    at = learned.turn(seed, context.config.classify.seeds, seeds)
     if rule != "policy":
         path = folder / "schedules" / f"{rule}_{seeds[at]}.json"
         return controllers.Schedule(supply, controllers.read_schedule(path))

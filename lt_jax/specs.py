@@ -12,7 +12,7 @@ from typing import Any
 from lt_jax import auditing, preflight, preflight_arms
 from lt_jax import config as config_lib
 from lt_jax.config.classify import LEARNED
-from lt_jax.mixing import controllers
+from lt_jax.mixing import controllers, learned
 from lt_jax.runtime import artifacts
 
 STAGES = (
@@ -71,15 +71,14 @@ def of(config: config_lib.Config) -> list[artifacts.Spec]:
         fields = {**recipe, "arm": _arm_fields(name, arm)}
         if arm.loss == "logit_adjusted":
             fields["tau"] = tau
-        learned = controllers.mirrored(arm) in LEARNED
-        if learned and arm.controller == "shuffled" and config.mixing.weights:
+        learned_rule = controllers.mirrored(arm) in LEARNED
+        if learned_rule and arm.controller == "shuffled" and config.mixing.weights:
             fields["dealt"] = "share and factor"  # once the share alone was
         used = () if arm.controller == "none" else (synthesize,)
-        used += (mixing,) if learned else ()
-        runs += [
-            _spec(f"classify/{name}/seed{seed}", {**fields, "seed": seed}, prepare, *used)
-            for seed in config.classify.seeds
-        ]
+        used += (mixing,) if learned_rule else ()
+        for seed in config.classify.seeds:
+            own = {**fields, "seed": seed, **(_turn(config, seed) if learned_rule else {})}
+            runs.append(_spec(f"classify/{name}/seed{seed}", own, prepare, *used))
     runs += _detect_specs(config.detect, prepare, synthesize)
     rules = {controllers.mirrored(arm) for arm in config.classify.arms.values()}
     pooled = any(arm.data != "real" for arm in config.detect.arms.values())
@@ -177,6 +176,13 @@ def _mixing_fields(config: config_lib.Config) -> dict[str, Any]:
         recipe = config_lib.key_fields(config.classify)
         fields["classifier"] = {name: recipe[name] for name in ("model", "optimizer", "augment")}
     return fields
+
+
+def _turn(config: config_lib.Config, seed: int) -> dict[str, int]:
+    """Whose policy a classifier takes, where its seed and theirs alone do not say that."""
+    policies = config.mixing.policy.seeds
+    at = learned.turn(seed, config.classify.seeds, policies)
+    return {} if at == seed % len(policies) else {"policy": policies[at]}
 
 
 def _file_hashes(data: config_lib.DataConfig) -> dict[str, str]:

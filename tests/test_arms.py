@@ -145,6 +145,23 @@ def test_policies_with_weights_have_keys_of_their_own_where_reward_or_price_read
     assert fields((0.5, 1.0), difference=True) - fields(()) == {"default", "searched"}
 
 
+def test_a_key_says_whose_policy_an_arm_takes_where_its_seed_does_not():
+    """Which depends on the other classifiers' seeds."""
+
+    def policies(seeds, arm):
+        config = config_with(arm, rounds=8)
+        recipe = dataclasses.replace(config.classify, seeds=seeds)
+        found = specs_lib.of(dataclasses.replace(config, classify=recipe))
+        return [
+            spec.config.get("policy") for spec in found if spec.stage.startswith("classify/arm")
+        ]
+
+    learnt = ArmConfig(controller="shuffled", of="policy_schedule")
+    assert policies(tuple(range(7)), learnt) == [None] * 7  # in turn, as 0, 1, 2
+    assert policies((3, 6, 9), learnt) == [None, 1, 2] and policies((6,), learnt) == [None]
+    assert policies((3, 6, 9), ArmConfig(controller="bandit")) == [None] * 3
+
+
 def test_a_schedule_of_another_run_is_refused(tmp_path):
     arm = schedule(tmp_path / "a.json")
     preflight_arms.check_schedules(config_with(arm, rounds=2), 2)

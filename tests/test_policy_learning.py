@@ -106,9 +106,13 @@ def test_the_report_shows_policies_and_what_they_did(finished):
 
 
 def test_seeds_of_classifiers_take_the_policies_in_turn(finished):
+    """Where they have none of their own; these are of the seeds 0 and 1."""
     context = finished.context()
+    recipe = dataclasses.replace(context.config.classify, seeds=(0, 1, 5))
+    config = dataclasses.replace(context.config, classify=recipe)
+    context = dataclasses.replace(context, config=config)
     supply = controllers.Supply(tuple(map(len, context.train_rows)), (5,) * 10)
-    made = [policy_learning.controller(context, seed, "policy", supply) for seed in range(3)]
+    made = [policy_learning.controller(context, seed, "policy", supply) for seed in recipe.seeds]
     first, second, third = (np.concatenate([*map(np.ravel, leaves(c))]) for c in made)
     np.testing.assert_array_equal(first, third)
     assert np.any(first != second)
@@ -375,6 +379,11 @@ def test_a_loss_that_the_proxy_cannot_have_is_said(capsys):
     [
         ({"mixing": {"levels": (0.2, 0.4)}}, r"mixing\.levels: got \(0\.2, 0\.4\)"),
         ({"mixing": {"levels": (0.0, 0.0, 0.4)}}, r"mixing\.levels: .* that differ"),
+        ({"mixing": {"weights": (0.5, 1.0, 0.5)}}, r"mixing\.weights: got .*; .* that differ"),
+        (
+            {"mixing": {"policy": {"minibatches": 9}}},
+            r"policy\.minibatches: got 9, more than the 8 steps of an update",
+        ),
         ({"mixing": {"rounds": 3}}, r"classify\.rounds: got 2, .* learned for 3"),
         ({"mixing": {"sampler": "balanced"}}, r"sampler: got instance, .* under balanced"),
         (

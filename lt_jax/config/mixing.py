@@ -54,7 +54,9 @@ class PolicyConfig:
     epochs: int = bounded(4, 1, 1000)  # of `mappo`
     minibatches: int = bounded(4, 1, 1000)  # of `mappo`
     clip_norm: float = bounded(0.5, 0.0, 1000.0)
-    seeds: tuple[int, ...] = bounded((0, 1, 2), 0)  # a policy each; arms take them in turn
+    # A policy each. A classifier takes that of its own seed; where there is none they are taken in
+    # turn, by the place of its seed among the sorted config.classify.seeds.
+    seeds: tuple[int, ...] = bounded((0, 1, 2), 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ a control (`controllers.Shuffled`) gives that to other classes. The policy acts 
 function of the history alone, so that a training that was killed goes on as it would have.
 """
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -41,6 +42,17 @@ class Standing:
     ood: Any
     fidelity: Any
     policy_val: Any
+
+
+def turn(seed: int, seeds: Sequence[int], policies: Sequence[int]) -> int:
+    """Which policy a classifier takes, as a place among their seeds.
+
+    That of its own `seed`; where there is none, policies are taken in turn, by the place of its
+    seed among the classifiers' `seeds`, sorted.
+    """
+    if seed in policies:
+        return list(policies).index(seed)
+    return bisect.bisect_left(sorted(seeds), seed) % len(policies)
 
 
 @functools.lru_cache(maxsize=8)

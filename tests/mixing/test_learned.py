@@ -130,6 +130,19 @@ def test_more_rounds_than_were_learned_are_refused():
         controller_of().mixture([feedback(n) for n in range(4)])
 
 
+@pytest.mark.parametrize(
+    ("seeds", "policies", "turns"),
+    [
+        (range(5), range(3), [0, 1, 2, 0, 1]),  # as by the seed itself
+        ((7, 3, 5), (0, 1, 2), [2, 0, 1]),  # by places: 3 comes first
+        ((3, 6, 9), (0, 1, 2), [0, 1, 2]),  # not all the same, though 3 divides all
+        ((10, 11, 12), (12, 10), [1, 1, 0]),  # their own, and 11 the second's
+    ],
+)
+def test_a_classifier_takes_the_policy_of_its_seed_or_in_turn(seeds, policies, turns):
+    assert [learned.turn(seed, seeds, policies) for seed in seeds] == turns
+
+
 @pytest.mark.parametrize("classes", [2, 100])
 def test_any_number_of_classes(classes):
     supply = Supply((10,) * classes, (3,) * classes)

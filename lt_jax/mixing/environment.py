@@ -192,11 +192,13 @@ class MultiAgent:
 
     Dicts are keyed by agent, "agent_0" to "agent_K-1". `step` resets by itself once the episode is
     over; `step_env` does not. `dones` says that it is over, and `infos` which way: "terminated"
-    and "truncated". All infos have a row for each agent, as JaxMARL's baselines expect.
+    and "truncated". All infos have a row for each agent, as JaxMARL's baselines expect; all but
+    the "final_observation" that may be asked for have one number in it.
     """
 
-    def __init__(self, environment: Environment, spaces: Any):
+    def __init__(self, environment: Environment, spaces: Any, final_observation: bool = False):
         self.environment = environment
+        self.final_observation = final_observation
         self.num_agents = environment.num_agents
         self.agents = [f"agent_{agent}" for agent in range(self.num_agents)]
         heads = environment.num_actions
@@ -241,6 +243,8 @@ class MultiAgent:
             name: jnp.broadcast_to(value, (self.num_agents,))
             for name, value in {**after.info, **ends}.items()
         }
+        if self.final_observation:
+            infos["final_observation"] = after.observation
         observations = self._by_agent(after.observation)
         return observations, after.state, self._by_agent(after.reward), dones, infos
 
@@ -270,39 +274,50 @@ class MultiAgent:
         return {agent: rows[index] for index, agent in enumerate(self.agents)}
 
 
-def as_multi_agent(environment: Environment, spaces: Any = None) -> MultiAgent:
+def as_multi_agent(
+    environment: Environment, spaces: Any = None, final_observation: bool = False
+) -> MultiAgent:
     """`environment` for JaxMARL's wrappers and baselines, which is no dependency.
 
     Args:
       environment: any.
       spaces: where Discrete, MultiDiscrete and Box are taken from: `jaxmarl.environments.spaces`
         for wrappers that ask for their types; None for ours.
+      final_observation: put what followed a step, before any reset, into `infos` [k o]: where an
+        episode was truncated its value goes on from there. JaxMARL's baselines, which do not
+        bootstrap, take one number for each agent alone.
     """
-    return MultiAgent(environment, spaces or OwnSpaces())
+    return MultiAgent(environment, spaces or OwnSpaces(), final_observation)
 
 
 class SingleAgent:
-    """An environment in the functional form of gymnax (Lange 2022): one agent acts for all classes.
+    """An environment in the form of gymnax 1.0 (Lange 2022): one agent acts for all classes.
 
     An action is the classes' choices one after the other, int [k * heads]; the reward is the
-    team's. `step` resets by itself once the episode is over; `infos` say which end it was. There
-    are no parameters: `params` is taken and left unread, as wrappers pass it on.
+    team's. `step` resets by itself once the episode is over, and `info["final_observation"]` is
+    what followed the step before that: where an episode was truncated its value goes on from there.
+    There are no parameters: `params` is taken and left unread, as wrappers pass it on.
+
+    `spaces` is where Box and, if it has it, MultiDiscrete are taken from:
+    `gymnax.environments.spaces` for wrappers that ask for their types; None for ours.
     """
 
     default_params = None
 
-    def __init__(self, environment: Environment):
+    def __init__(self, environment: Environment, spaces: Any = None):
         self.environment = environment
+        self.spaces = spaces or OwnSpaces()
         self.name = type(environment).__name__
 
-    def observation_space(self, params: Any = None) -> Box:
+    def observation_space(self, params: Any = None) -> Any:
         """[k o]."""
         shape = self.environment.num_agents, len(self.environment.observations)
-        return Box(-jnp.inf, jnp.inf, shape)
+        return self.spaces.Box(-jnp.inf, jnp.inf, shape, jnp.float32)
 
-    def action_space(self, params: Any = None) -> MultiDiscrete:
+    def action_space(self, params: Any = None) -> Any:
         """[k * heads]."""
-        return MultiDiscrete(self.environment.num_actions * self.environment.num_agents)
+        space = getattr(self.spaces, "MultiDiscrete", MultiDiscrete)  # gymnax has none
+        return space(self.environment.num_actions * self.environment.num_agents)
 
     def reset(self, key: Array, params: Any = None) -> tuple[Float[Array, "k o"], Any]:
         """Observation and state; takes typed and raw keys."""
@@ -310,8 +325,8 @@ class SingleAgent:
 
     def step(
         self, key: Array, state: Any, action: Int[Array, "a"], params: Any = None
-    ) -> tuple[Float[Array, "k o"], Any, Float[Array, ""], Array, dict[str, Array]]:
-        """One round: observation, state, reward, done, info; the last is followed by the first."""
+    ) -> tuple[Float[Array, "k o"], Any, Float[Array, ""], Array, Array, dict[str, Array]]:
+        """One round: observation, state, reward, terminated, truncated, info."""
         key, fresh = jax.random.split(_typed(key))
         heads = self.environment.num_actions[1:] and (len(self.environment.num_actions),)
         chosen = action.reshape(self.environment.num_agents, *heads).astype(jnp.int32)
@@ -320,7 +335,8 @@ class SingleAgent:
         first, last = self.reset(fresh), (after.observation, after.state)
         observation, state = jax.tree.map(lambda a, b: jnp.where(over, a, b), first, last)
         ends = {"terminated": after.terminated, "truncated": after.truncated}
-        return observation, state, after.info["team"], over, {**after.info, **ends}
+        info = {**after.info, **ends, "final_observation": after.observation}
+        return observation, state, after.info["team"], *ends.values(), info
 
 
 def _typed(key: Array) -> PRNGKey:

@@ -118,14 +118,58 @@ def test_in_gymnax_s_form_one_agent_acts_for_all(env, getkey, weights):
     step = jax.jit(alone.step)
     for r in range(2):
         plain = env.step(state, action.reshape(3, -1), key)
-        observation, state, reward, done, info = step(key, state, action, alone.default_params)
+        told = step(key, state, action, alone.default_params)
+        observation, state, reward, terminated, truncated, info = told
         np.testing.assert_allclose(reward, plain.info["team"], rtol=1e-6)
-        assert reward.shape == done.shape == ()
-        assert bool(done) == bool(info["terminated"]) == (r > 0) and not info["truncated"]
+        np.testing.assert_allclose(info["final_observation"], plain.observation, rtol=1e-6)
+        assert reward.shape == terminated.shape == truncated.shape == ()
+        assert bool(terminated) == bool(info["terminated"]) == (r > 0)
+        assert not truncated and not info["truncated"]
         if r == 0:
             np.testing.assert_allclose(observation, plain.observation, rtol=1e-6)
     np.testing.assert_allclose(observation, env.reset(key)[0], rtol=1e-6)  # of a new episode
     assert int(state.round) == 0
+
+
+def test_what_a_cut_episode_s_value_goes_on_from_is_told(env, getkey):
+    """In either form, in JaxMARL's where it is asked for."""
+    cut = toy.ToyEnv(env.problem.replace(rounds=5, horizon=1))
+    key, action = getkey(), jnp.array([1, 0, 1])
+    alone, agents = environment.SingleAgent(cut), environment.as_multi_agent(cut, None, True)
+    first, state = cut.reset(key)
+    last = cut.step(state, action, key).observation  # without noise no key matters
+    observation, _, _, terminated, truncated, info = alone.step(key, state, action)
+    assert truncated and not terminated
+    np.testing.assert_allclose(info["final_observation"], last, rtol=1e-6)
+    observations, *_, infos = agents.step(key, state, actions_of(agents, action))
+    np.testing.assert_allclose(infos["final_observation"], last, rtol=1e-6)
+    for shown in (observation, jnp.stack(list(observations.values()))):
+        np.testing.assert_allclose(shown, first, rtol=1e-6)
+    assert np.abs(first - last).max() > 0.1
+    plain = environment.as_multi_agent(cut)
+    assert "final_observation" not in plain.step(key, state, actions_of(agents, action))[-1]
+
+
+def test_gymnax_wrappers_take_it(env, getkey):
+    pytest.importorskip("gymnax.wrappers.compat")  # since 1.0
+    wrappers = pytest.importorskip("gymnax.wrappers")
+    spaces = pytest.importorskip("gymnax.environments.spaces")
+    alone = environment.SingleAgent(env, spaces)
+    size = 3 * len(env.observations)
+    wrapped = wrappers.LogWrapper(wrappers.FlattenObservationWrapper(alone))
+    assert wrapped.observation_space(alone.default_params).shape == (size,)
+    key = getkey()
+    observation, state = wrapped.reset(key, alone.default_params)
+    total, action = 0.0, wrapped.action_space(alone.default_params).sample(key)
+    for r in range(2):
+        told = wrapped.step(key, state, action, alone.default_params)
+        observation, state, reward, terminated, truncated, info = told
+        assert observation.shape == info["final_observation"].shape == (size,)
+        assert bool(terminated) == bool(info["returned_episode"]) == (r > 0) and not truncated
+        total += reward
+    np.testing.assert_allclose(info["returned_episode_returns"], total, rtol=1e-5)
+    legacy = wrappers.LegacyStepAPIWrapper(alone)
+    assert len(legacy.step(key, legacy.reset(key)[1], action)) == 5
 
 
 def test_jaxmarl_wrappers_take_it(env, getkey):

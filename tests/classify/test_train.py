@@ -1,6 +1,7 @@
 """Classifier training: golden step, shares of zero, rounds, feedback, resume."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,10 +16,12 @@ from lt_jax.config import (
     RuntimeConfig,
     ViTConfig,
 )
-from lt_jax.mixing import adaptive, controllers
+from lt_jax.config.mixing import MixingConfig, PolicyConfig
+from lt_jax.mixing import adaptive, controllers, learned
 from lt_jax.runtime import keys, mesh, metrics, train_state
 from lt_jax.runtime.job import Job
 from tests import goldens
+from tests.mixing.test_learned import loud_policy
 
 RECIPE = train.Recipe(
     model=ClassifierConfig(
@@ -225,17 +228,38 @@ SUPPLY = controllers.Supply((37, 13, 5), (6, 6, 6))
 BANDIT = adaptive.Bandit(SUPPLY, (0.0, 0.4, 0.8), seed=1)
 
 
+@functools.cache
+def policy(weights=()):
+    """A learned policy that acts live, whose choices depend on all that it sees."""
+    levels, config = BANDIT.levels, PolicyConfig(width=8)
+    mixing = MixingConfig(levels=levels, weights=weights, rounds=RECIPE.rounds, policy=config)
+    standing = learned.Standing(*np.array([[0, 1, -1], [0.5, 0.7, 0.9], [5, 5, 5]], np.float32))
+    return learned.Learned(SUPPLY, mixing, loud_policy(mixing, jax.random.key(2)), standing)
+
+
+RULES = {
+    "bandit": lambda: BANDIT,
+    "policy": policy,
+    "weights": lambda: policy((0.5, 1.0, 2.0)),
+}
+
+
 @pytest.fixture(scope="module")
-def live(mixed, tmp_path_factory):
-    """A finished training under a controller that learns: its folder and parameters."""
-    folder = tmp_path_factory.mktemp("live")
-    params, _ = fit(mixed, folder, BANDIT)
-    return folder, params
+def lives(mixed, tmp_path_factory):
+    """Finished trainings under controllers that learn, by rule: folder and parameters."""
+
+    @functools.cache
+    def lived(rule):
+        folder = tmp_path_factory.mktemp(rule)
+        return folder, fit(mixed, folder, RULES[rule]())[0]
+
+    return lived
 
 
-def shares_of(folder, mixed, controller):
-    mixtures = history.mixtures(folder, controller, mixed, RECIPE.rounds)
-    return [mixture.share.tolist() for mixture in mixtures]
+@pytest.fixture(scope="module")
+def live(lives):
+    """That of a bandit."""
+    return lives("bandit")
 
 
 def test_feedback_is_of_policy_val_alone(mixed, live):
@@ -292,12 +316,18 @@ def test_shares_of_zero_in_use_reproduce_the_real_only_run(data, mixed, tmp_path
     assert not (tmp_path / "alone/history.json").exists()
 
 
-def test_a_replayed_schedule_equals_the_live_run(mixed, live, tmp_path):
-    folder, params = live
-    shares = shares_of(folder, mixed, BANDIT)
-    assert len({tuple(share) for share in shares}) > 1, "nothing was learned that could be replayed"
+@pytest.mark.parametrize("rule", RULES)
+def test_a_replayed_schedule_equals_the_live_run(mixed, lives, tmp_path, rule):
+    folder, params = lives(rule)
+    entries = []
+    for mixture in history.mixtures(folder, RULES[rule](), mixed, RECIPE.rounds):
+        entries.append({"share": mixture.share.tolist()})
+        if rule == "weights":
+            entries[-1]["factor"] = mixture.factor.tolist()
+    for choices in zip(*(entry.values() for entry in entries), strict=True):
+        assert len(set(map(tuple, choices))) > 1, "nothing was learned that could be replayed"
     path = tmp_path / "schedule.json"
-    path.write_text(json.dumps([{"share": share} for share in shares]))
+    path.write_text(json.dumps(entries))
     replayed = controllers.Schedule(SUPPLY, controllers.read_schedule(path))
     again, _ = fit(mixed, tmp_path / "replayed", replayed)
     assert_equal_trees(params, again)
@@ -318,27 +348,35 @@ def interrupt(monkeypatch, where, when):
     monkeypatch.setattr(owner, name, cut)
 
 
+CUTS = {
+    "early": ((train.MixedStream, "__next__"), 4),  # in the first round, before any feedback
+    "mid_round": ((train.MixedStream, "__next__"), 12),  # after a checkpoint there
+    "before_feedback": ((history, "measure"), 2),  # at a round's end, before it is told
+    "before_history": ((history, "keep"), 2),  # told, not yet written
+    # Written, but the checkpoint at the round's end is not: steps 5, 8, 10, 15, then 16.
+    "before_checkpoint": ((train.loop.Loop, "save"), 5),
+}
+
+
 @pytest.mark.parametrize(
-    ("where", "when"),
+    ("rule", "cut"),
     [
-        ((train.MixedStream, "__next__"), 4),  # in the first round, before any feedback
-        ((train.MixedStream, "__next__"), 12),  # in mid-round, after a checkpoint there
-        ((history, "measure"), 2),  # at a round's end, before it is told
-        ((history, "keep"), 2),  # told, not yet written
-        # Written, but the checkpoint at the round's end is not: steps 5, 8, 10, 15, then 16.
-        ((train.loop.Loop, "save"), 5),
+        *(("bandit", cut) for cut in CUTS),
+        ("policy", "mid_round"),
+        ("weights", "mid_round"),
+        ("weights", "before_checkpoint"),
     ],
-    ids=["early", "mid_round", "before_feedback", "before_history", "before_checkpoint"],
 )
 def test_a_learning_run_that_is_killed_ends_as_an_unbroken_one(
-    mixed, live, tmp_path, monkeypatch, where, when
+    mixed, lives, tmp_path, monkeypatch, rule, cut
 ):
-    folder, params = live
+    folder, params = lives(rule)
+    controller = RULES[rule]()
     with monkeypatch.context() as patch:
-        interrupt(patch, where, when)
+        interrupt(patch, *CUTS[cut])
         with pytest.raises(KeyboardInterrupt):
-            fit(mixed, tmp_path, BANDIT)
-    resumed, _ = fit(mixed, tmp_path, BANDIT)
+            fit(mixed, tmp_path, controller)
+    resumed, _ = fit(mixed, tmp_path, controller)
     assert_equal_trees(params, resumed)
     assert (tmp_path / "history.json").read_text() == (folder / "history.json").read_text()
 

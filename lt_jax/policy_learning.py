@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lt_jax.config import Config, MixingConfig
+from lt_jax.config import Config
 from lt_jax.context import Context
 from lt_jax.data.pool import PoolReader
 from lt_jax.mixing import (
@@ -88,13 +88,13 @@ def run(folder: pathlib.Path, context: Context) -> Ledger:
     checkpoint.save_tree(folder / "policies", Learnt(policies, _standing(data)))
     _save(folder / "curves.json", _curves(config.policy.seeds, training))
     found = [
-        _compare(learner, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
+        comparison.compare(learner, config, jax.tree.map(lambda leaf, s=s: leaf[s], policies), seed)
         for s, seed in enumerate(config.policy.seeds)
     ]
     for seed, (schedules, _) in zip(config.policy.seeds, found, strict=True):
         for rule, rounds in schedules.items():
             _save(folder / "schedules" / f"{rule}_{seed}.json", rounds)
-    spent = _spent(learner, config, schedules=len(found[0][1]["returns"]) - 1)
+    spent = comparison.spent(learner, config, schedules=len(found[0][1]["returns"]) - 1)
     told = {
         "seeds": list(config.policy.seeds),
         "classes": context.data[0].classes,
@@ -302,54 +302,10 @@ def _check(returned: Float[np.ndarray, "s"], update: int, config: Config) -> Non
         )
 
 
-def _paying_the_team(env: Any) -> proxy.ProxyEnv:
-    """The environment for whoever reads no agent's own reward, which would be trained for."""
-    reward = dataclasses.replace(env.config.reward, difference=False)
-    config = dataclasses.replace(env.config, reward=reward)
-    return dataclasses.replace(env, config=config)
-
-
-def _spent(
-    learner: learn.Learner, mixing: MixingConfig, schedules: int
-) -> dict[str, dict[str, float]]:
-    """Episodes, rows trained on and FLOPs (see `costs`) of all seeds, by what they were for."""
-    env: Any = learner.environment
-    seeds = len(mixing.policy.seeds)
-    plain, learning = costs.training(env), costs.episode(env)
-    played = mixing.policy.updates * mixing.policy.episodes
-    parts = {
-        "reference": (mixing.reference_runs, plain),
-        "learning": (seeds * played, learning),
-        "search": (seeds * learner.trainings, plain),
-        "comparison": (seeds * comparison.episodes(learner, schedules), plain),
-    }
-    return {
-        name: {"episodes": number, "images": number * each.images, "flops": number * each.flops}
-        for name, (number, each) in parts.items()
-    }
-
-
 def _curves(seeds: tuple[int, ...], training: Training) -> dict[str, Any]:
     return {
         "seeds": list(seeds),
         "curves": {name: values.tolist() for name, values in training.curves.items()},
-    }
-
-
-def _compare(
-    learner: learn.Learner, mixing: MixingConfig, policy: Policy, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Schedules of one seed, by rule; and returns and importances, for `proxy.json`."""
-    trainings, learner = learner.trainings, learner.of(_paying_the_team(learner.environment))
-    stream = functools.partial(keys.stream, keys.stream(keys.root(seed), "compare"))
-    schedules = {
-        "policy_schedule": comparison.greedy_schedule(learner, policy, stream("schedule")),
-        "random_search": comparison.searched_schedule(learner, stream("search"), trainings),
-    }
-    compared = {**schedules, **comparison.fixed_schedules(learner.environment, mixing)}
-    return {name: comparison.entries(mixing, rounds) for name, rounds in schedules.items()}, {
-        "returns": comparison.returns(learner, policy, compared, stream("episodes")),
-        "importance": comparison.importance(learner, policy, stream("importance")),
     }
 
 

@@ -255,9 +255,9 @@ def test_difference_rewards_cost_a_training_more_for_each_class(finished, monkey
     own = env.replace(config=dataclasses.replace(env.config, reward=reward))
     one, more = costs.episode(env), costs.episode(own)
     assert (more.images, more.flops) == (11 * one.images, 11 * one.flops)
-    assert costs.episode(policy_learning._paying_the_team(own)) == one == costs.training(own)
+    assert costs.episode(comparison.paying_the_team(own)) == one == costs.training(own)
     learner = policy_learning._learner(context, own)
-    spent = policy_learning._spent(learner, mixing, schedules=3)
+    spent = comparison.spent(learner, mixing, schedules=3)
     assert learner.trainings == 11 * policy_learning._learner(context, env).trainings == 11 * 12
     assert spent["search"]["images"] == spent["learning"]["images"] == 2 * 12 * more.images
     spending = jax.jit(lambda state: learner.update(state)[1]["trainings"])
@@ -273,7 +273,7 @@ def test_difference_rewards_cost_a_training_more_for_each_class(finished, monkey
     monkeypatch.setattr(comparison, "greedy_schedule", lambda *_: None)
     monkeypatch.setattr(comparison, "searched_schedule", searched)
     with pytest.raises(Asked) as asked:
-        policy_learning._compare(learner, mixing, fresh.policy, 0)
+        comparison.compare(learner, mixing, fresh.policy, 0)
     assert asked.value.args == (False, 11 * 12)
 
 

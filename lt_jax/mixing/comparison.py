@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax.config import MixingConfig
-from lt_jax.mixing import networks, rollout, search
+from lt_jax.mixing import costs, networks, rollout, search
 from lt_jax.mixing.environment import Environment
 from lt_jax.mixing.learn import Learner
 from lt_jax.mixing.networks import Policy
+from lt_jax.mixing.proxy import ProxyEnv
 from lt_jax.runtime import faults, keys, mesh, population
 from lt_jax.shapes import Array, Float, Int, PRNGKey
 
@@ -23,9 +24,56 @@ SHUFFLES = 4  # of each observation
 Parts = Int[np.ndarray, "r k p"]  # of a schedule: level, and weight where there are any
 
 
+def compare(
+    learner: Learner, mixing: MixingConfig, policy: Policy, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A policy beside the other rules, on the proxy that it was learned on, paid as a team.
+
+    Returns:
+      Schedules by rule, as `entries` has them; and its "returns" and "importance", as the functions
+      of these names have them.
+    """
+    trainings, learner = learner.trainings, learner.of(paying_the_team(learner.environment))
+    stream = functools.partial(keys.stream, keys.stream(keys.root(seed), "compare"))
+    schedules = {
+        "policy_schedule": greedy_schedule(learner, policy, stream("schedule")),
+        "random_search": searched_schedule(learner, stream("search"), trainings),
+    }
+    compared = {**schedules, **fixed_schedules(learner.environment, mixing)}
+    return {name: entries(mixing, rounds) for name, rounds in schedules.items()}, {
+        "returns": returns(learner, policy, compared, stream("episodes")),
+        "importance": importance(learner, policy, stream("importance")),
+    }
+
+
 def episodes(learner: Learner, schedules: int) -> int:
     """Played for one policy that is set beside so many schedules; without the search for one."""
     return 1 + (1 + schedules) * COMPARED + learner.config.episodes
+
+
+def spent(learner: Learner, mixing: MixingConfig, schedules: int) -> dict[str, dict[str, float]]:
+    """Episodes, rows trained on and FLOPs (see `costs`) of all seeds, by what they were for."""
+    env: Any = learner.environment
+    seeds = len(mixing.policy.seeds)
+    plain, learning = costs.training(env), costs.episode(env)
+    played = mixing.policy.updates * mixing.policy.episodes
+    parts = {
+        "reference": (mixing.reference_runs, plain),
+        "learning": (seeds * played, learning),
+        "search": (seeds * learner.trainings, plain),
+        "comparison": (seeds * episodes(learner, schedules), plain),
+    }
+    return {
+        name: {"episodes": number, "images": number * each.images, "flops": number * each.flops}
+        for name, (number, each) in parts.items()
+    }
+
+
+def paying_the_team(env: Any) -> ProxyEnv:
+    """The environment for whoever reads no agent's own reward, which would be trained for."""
+    reward = dataclasses.replace(env.config.reward, difference=False)
+    config = dataclasses.replace(env.config, reward=reward)
+    return dataclasses.replace(env, config=config)
 
 
 def greedy_schedule(learner: Learner, policy: Policy, key: PRNGKey) -> Parts:

@@ -310,8 +310,9 @@ def main(_: list[str]) -> None:
     """Trains the variants, or collects what is finished."""
     given = flags.FLAGS
     out = pathlib.Path(given.out)
-    configs, absent = variants(given.config, given.base, given.seeds, given.parts)
+    # First, since what a system can have is asked of its networks, on a device.
     mesh.configure_devices(given.config.runtime.cpu_devices, str(out / ".jax_cache"))
+    configs, absent = variants(given.config, given.base, given.seeds, given.parts)
     runs = {
         name: Pipeline(config, out / name, out / "cache", command=f"experiments.ablation {name}")
         for name, config in configs.items()

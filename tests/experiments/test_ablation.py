@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -99,3 +100,17 @@ def test_the_table_is_full_minus_ablated_with_interval_and_tests(digits, tmp_pat
     text = tables.to_markdown(ablation.table(results))
     assert "without policy" in text and "Holm p" in text and "(n=2)" in text
     assert len((tmp_path / "test_openings.jsonl").read_text().splitlines()) == 1
+
+
+def test_devices_are_made_before_anything_asks_for_one(tmp_path, monkeypatch):
+    """What parts a system can have is asked of its networks, which takes a device."""
+    order = []
+    monkeypatch.setattr(ablation.mesh, "configure_devices", lambda *_: order.append("devices"))
+    monkeypatch.setattr(ablation, "variants", lambda *_: (order.append("variants"), ({}, {}))[1])
+    given = types.SimpleNamespace(
+        config=load(CONFIGS / "digits.py"),
+        out=str(tmp_path), base="", seeds=2, parts=[], collect=False,
+    )  # fmt: skip
+    monkeypatch.setattr(ablation.flags, "FLAGS", given)
+    ablation.main([])
+    assert order == ["devices", "variants"]

@@ -12,6 +12,7 @@ and detectors on synthetic images a pool, as do classifiers on soft labels.
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,7 +26,7 @@ from lt_jax.context import Context
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.mixing import controllers
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import training
+from lt_jax.runtime import population, training
 from lt_jax.runtime.artifacts import Spec
 
 _NAMED = 2  # arms at most that a program is named after
@@ -166,20 +167,24 @@ def _steps(specs: Sequence[Spec], size: int, context: Context) -> list[Program]:
     arms = list(dict.fromkeys(specs_lib.arm_and_seed(spec)[0] for spec in specs))
     name = f"classify: {', '.join(arms[:_NAMED])}"
     name += f" and {len(arms) - _NAMED} more" if len(arms) > _NAMED else ""
-    how = ""
-    if size > 1:
-        how, name = context.config.runtime.population, f"{name}, {size} together"
-    else:  # one an arm
+    named = lambda count: name + (f", {count} together" if count > 1 else "")
+    how = context.config.runtime.population
+    if size == 1:  # one an arm
         specs = list({specs_lib.arm_and_seed(spec)[0]: spec for spec in specs}.values())
         context = classification.on_its_devices(context)
-    ready = [spec for spec in specs if all(_finished(name, context) for name in spec.inputs)]
+    wanting = {
+        spec.stage: [name for name in spec.inputs if not _finished(name, context)] for spec in specs
+    }
+    ready = [spec for spec in specs if not wanting[spec.stage]]
     if len(ready) < size:
-        return [Program(name, _never, tuple(specs[-1].inputs))]
-    return [
-        Program(name, functools.partial(training.lower, alike[:size], how))
-        for alike in populations.described(ready, context)
-        if len(alike) >= size
-    ]
+        needs = dict.fromkeys(itertools.chain(*wanting.values()))
+        return [Program(named(size), _never, tuple(needs))]
+    made = []
+    for alike in populations.described(ready, context):  # those with soft labels apart
+        count = population.fitting(min(size, len(alike)), how, context.mesh.size) or 1
+        lower = functools.partial(training.lower, alike[:count], how if count > 1 else "")
+        made.append(Program(named(count), lower))
+    return made
 
 
 def _second_stages(specs: Sequence[Spec], context: Context) -> list[Program]:

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from lt_jax import compilation, pipeline
+from lt_jax import compilation, pipeline, policy_learning, synthesis
 from lt_jax import config as config_lib
 from lt_jax.config import ConfigError
 from lt_jax.runtime import spmd, training
@@ -94,6 +94,18 @@ def test_populations_are_compiled_in_their_sizes(tmp_path, monkeypatch):
     ]
 
 
+def test_what_the_first_of_a_population_lacks_is_named_though_the_last_lacks_nothing(
+    tmp_path, monkeypatch
+):
+    arms = {"a_half": ARMS["half"], "ce": ARMS["ce"]}
+    run = run_of(tmp_path, {"classifiers": 4, "population": "map"}, arms)
+    lines, seen = lines_of(run, monkeypatch, ["classify"])
+    assert lines[1:] == [
+        f"{'classify: a_half, ce, 4 together':48s} later: needs synthesize finished"
+    ]
+    assert not seen
+
+
 def test_a_program_is_measured_as_xla_does():
     program = compilation.Program(
         "product", lambda: jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), "float32"))
@@ -113,3 +125,56 @@ def test_what_outgrows_a_device_is_said(tmp_path, monkeypatch):
 def test_nothing_is_compiled_of_what_is_not_prepared(tmp_path):
     with pytest.raises(ConfigError, match="prepare is not finished"):
         next(compilation.report(pipeline.Pipeline(tiny(), tmp_path), ["classify"]))
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Texts of all programs that are called from here on."""
+    texts, known = set(), set()
+
+    def noting(call):
+        def noted(program, *arguments):
+            if id(program) not in known:
+                known.add(id(program))
+                texts.add(program.lower(*arguments).as_text())
+            return call(program, *arguments)
+
+        return noted
+
+    class Update:
+        def __init__(self, jitted):
+            self.jitted, self.lower = jitted, jitted.lower
+
+        def __call__(self, *arguments):
+            return noting(lambda program, *own: self.jitted(*own))(self, *arguments)
+
+    monkeypatch.setattr(spmd.Program, "__call__", noting(spmd.Program.__call__))
+    monkeypatch.setattr(synthesis._Bound, "__call__", noting(synthesis._Bound.__call__))
+    update = policy_learning._update
+    monkeypatch.setattr(policy_learning, "_update", lambda *own: Update(update(*own)))
+    return texts
+
+
+@pytest.mark.slow
+def test_every_program_is_one_that_its_stage_calls(tmp_path, called):
+    config = tiny("phantom_detect")
+    with config.unlocked():
+        config.classify.arms = config_lib.arms(
+            ce={},
+            learned={"controller": "policy"},
+            retrained={"second_stage": "crt", "second_stage_steps": 0.5},
+        )
+        config.classify.rounds = config.mixing.rounds
+        config.synthesize.counts = (3,) * 6
+        config.synthesize.selection.update(label_probability=0.0, scores=())
+    run = pipeline.Pipeline(config, tmp_path)
+    run.run(["prepare"])
+    seen = []
+    for stage in ("generator", "extractor", "synthesize", "mixing", "classify", "detect"):
+        made = compilation.programs(run.selected([stage]), run.context())
+        texts = {program.name: program.lower().as_text() for program in made}
+        called.clear()
+        run.run([stage])
+        assert not [name for name, text in texts.items() if text not in called]
+        seen += texts
+    assert len(seen) > 7 and "classify: crt of retrained" in seen

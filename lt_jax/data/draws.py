@@ -243,10 +243,8 @@ def all_test(
             "images": int(near.sum()),
             "distance": data.duplicate_distance if len(known.thumbnails) else None,
         },
-        "left_out_as_seen_by_the_generator_s_base": {
-            "images": int(seen.sum()),
-            "near_duplicates": "not looked for: of a base's images no more than hashes is known",
-        },
+        # Of a base's images no more than hashes is known: near-duplicates are not looked for.
+        "left_out_as_seen_by_generator": {"images": int(seen.sum()), "near_duplicates": None},
     }
     groups = [records[row].group for row in new]
     return Draw(np.array(new), groups, ["test"] * len(new), protocol)

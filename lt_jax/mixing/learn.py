@@ -91,7 +91,7 @@ def check(config: PolicyConfig, rounds: int) -> None:
     samples = config.episodes * rounds
     if config.algorithm == "mappo" and config.minibatches > samples:
         raise ConfigError(
-            f"mixing.policy.minibatches: got {config.minibatches}, more than the "
+            f"config.mixing.policy.minibatches: got {config.minibatches}, more than the "
             f"{samples} steps of an update (episodes x rounds); take fewer, or more episodes"
         )
 

@@ -99,7 +99,7 @@ def test_what_the_base_has_seen_is_no_external_test_of_few_shots(base, tmp_path)
     seen = {whole.image_sha256[i] for i in whole.rows("train")}
     held = manifest_lib.load(tmp_path / "external" / "prepare")
     assert len(held) and not set(held.image_sha256) & (seen | set(made.image_sha256))
-    told = held.protocol["left_out_as_seen_by_the_generator_s_base"]
+    told = held.protocol["left_out_as_seen_by_generator"]
     assert told["images"] == len(seen - set(made.image_sha256)) > 0
 
 

@@ -62,7 +62,7 @@ def tpr_at(
         "tpr": tpr,
         "ci95": intervals.wilson(tpr, intervals.effective_number(hits[among], groups[among])),
         "n": len(among),
-        "n_negative": int((~positive).sum()),
+        "n_negative": sum(int((~positive[own]).sum()) for own in compared),
         "resolved": resolved,
         "reason": None if resolved else f"{fewest} {of} do not resolve {fpr:.0%}: none passes",
     }

@@ -42,6 +42,11 @@ class Share:
     n: int
     ci95: tuple[float, float] | None
 
+    def __post_init__(self) -> None:
+        """Refuses a share of nothing, and more successes than images."""
+        if not 0 <= self.successes <= self.n or not self.n:
+            raise ValueError(f"{self.successes} of {self.n}; takes 0 to n of at least one image")
+
     @property
     def share(self) -> float:
         """In [0, 1]."""

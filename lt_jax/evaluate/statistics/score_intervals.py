@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from lt_jax.evaluate.metrics.grouping import Truth
 from lt_jax.evaluate.statistics import hypothesis, intervals
@@ -100,7 +100,7 @@ def _scored(probabilities: Float[np.ndarray, "m n k"], truth: Truth) -> dict[str
 
 
 def _share(
-    hit: Float[np.ndarray, "n"], among: Float[np.ndarray, "n"] | np.ndarray, truth: Truth
+    hit: Float[np.ndarray, "n"], among: Bool[np.ndarray, "n"], truth: Truth
 ) -> _Scored | None:
     ends = intervals.share_of(hit, truth.groups, among)
     if ends is None:

@@ -73,17 +73,10 @@ def test_the_mean_curve_has_the_mean_area_and_the_mean_height():
         assert np.trapezoid(y, x) == pytest.approx(area, abs=1e-12)
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
         assert (np.diff(x) >= 0).all() and (np.diff(y) >= -1e-12).all()
-        assert (
-            np.interp(0.31234, x, y)
-            == pytest.approx(  # where no curve rises
-                np.mean(
-                    [
-                        np.interp(0.31234, *roc_curve(positive[fold == f], scores[fold == f])[:2])
-                        for f in range(4)
-                    ]
-                )
-            )
-        )
+        where = 0.31234  # no curve rises there
+        curves = [roc_curve(positive[fold == f], scores[fold == f])[:2] for f in range(4)]
+        mean = np.mean([np.interp(where, *curve) for curve in curves])
+        assert np.interp(where, x, y) == pytest.approx(mean)
 
 
 def test_the_curve_of_one_model_is_scikit_learn_s():

@@ -85,52 +85,6 @@ def test_image_size_moves_no_split(root, out):
     assert prepare.prepare(config(root, image_size=16, channels=1), out).sha256 == small.sha256
 
 
-def official(root, **changes):
-    """The set with an official split; its first test image also stands, brighter, in train."""
-    other = np.asarray(Image.open(root / "a" / "00.png")).astype(int) + 3
-    Image.fromarray(np.clip(other, 0, 255).astype(np.uint8)).save(root / "a" / "copy.png")
-    rows = [
-        f"{label}/{i:02}.png,{label},{'test' if i < 4 else 'train'}"
-        for label in ("a", "b")
-        for i in range(12)
-    ]
-    rows.append("a/copy.png,a,train")
-    (root / "t.csv").write_text("\n".join(["image,label,official_split", *rows]) + "\n")
-    split = SplitConfig(policy_val=0.2, val=0.2, test_where="official_split=test")
-    return config(root, csv="t.csv", **{"split": split, **changes})
-
-
-def test_an_official_test_split_is_kept_whole_and_its_near_duplicates_train_nothing(root, out):
-    made = prepare.prepare(official(root), out)
-    told = {made.ids[i] for i in made.rows("test")}
-    assert told == {f"{label}/{i:02}.png" for label in ("a", "b") for i in range(4)}
-    assert "a/copy.png" not in made.ids and len(made) == 24
-    assert made.protocol["dropped_beside_test"] == [1, 0]
-    assert made.protocol["split"]["test_where"] == "official_split=test"
-    assert not made.protocol["near_duplicates"]["across_splits"]
-    for split, count in {"train": 10, "policy_val": 2, "val": 4}.items():  # of the 16 others
-        assert abs(len(made.rows(split)) - count) <= 2
-    reported = prepare.prepare(official(root, near_duplicates="report"), out)
-    assert "a/copy.png" in reported.ids and reported.protocol["dropped_beside_test"] == [0, 0]
-    plain = prepare.prepare(official(root, split=SplitConfig()), out)
-    assert "test_where" not in plain.protocol["split"]
-    assert "dropped_beside_test" not in plain.protocol
-
-
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("official_split", 'takes "column=value"'),
-        ("official_split=val", "names no image; 'official_split' has test, train"),
-        ("official=test", "names no image; 'official' is a column of no image"),
-    ],
-)
-def test_an_official_test_split_that_is_none_is_named(root, out, monkeypatch, where, message):
-    monkeypatch.setattr(prepare, "decode_all", None)  # before anything is decoded
-    with pytest.raises(ConfigError, match=message):
-        prepare.prepare(official(root, split=SplitConfig(test_where=where)), out)
-
-
 def test_sets_over_the_limit_are_decoded_as_they_are_read(root, out):
     made = prepare.prepare(config(root), out)
     stored = prepare.load(out, config(root))[1][np.arange(24)]
@@ -403,50 +357,3 @@ def test_no_space_left_while_writing_leaves_nothing_half_done(root, out, monkeyp
     with pytest.raises(OSError, match=r"no space left.*images\.npy"):
         prepare.prepare(config(root), out)
     assert not os.listdir(out)
-
-
-def test_digits_keep_their_groups_at_the_default_distance(out):
-    data = DataConfig(image_size=8, channels=1, profile="exponential", imbalance_factor=20.0)
-    made = prepare.prepare(dataclasses.replace(data, duplicate_distance=0.01), out)
-    assert made.protocol["near_duplicates"]["largest_group"] <= 2
-    counts = made.counts()
-    assert counts[0] == counts[-1] * 20 + counts[0] % 20 and (np.diff(counts) < 0).all()
-
-
-@pytest.mark.skipif(not (SHARED / "busi").is_dir(), reason="BUSI is not at hand")
-def test_busi_duplicates_are_found_without_their_groups(out, tmp_path):
-    """Known duplicate groups are hidden, and most known pairs are joined, no strangers."""
-    (tmp_path / "busi").mkdir()
-    folder = "Dataset_BUSI_with_GT"
-    (tmp_path / "busi" / folder).symlink_to((SHARED / "busi" / folder).resolve())
-    data = config(tmp_path / "busi", source="busi", channels=1, image_size=8)
-    made = prepare.prepare(data, out)
-    notes = json.loads((SHARED / "busi" / "lesion_boxes.json").read_text())
-    known = {note["image"].removesuffix(".png"): note["duplicate_group"] for note in notes}
-    scan = made.protocol["near_duplicates"]
-    assert scan["pairs"] == 138 and scan["largest_group"] <= 4
-    for group in set(made.groups):
-        rows = [i for i, name in enumerate(made.groups) if name == group]
-        assert len({known[made.ids[i]] for i in rows}) == 1
-
-
-@pytest.mark.skipif(not (SHARED / "ham10000").is_dir(), reason="HAM10000 is not at hand")
-def test_ham10000_lesions_stay_whole_and_masks_lie_on_their_lesions(out, tmp_path):
-    root = tmp_path / "ham"
-    root.mkdir()
-    for name in ("HAM10000_images", "HAM10000_segmentations_lesion_tschandl"):
-        (root / name).symlink_to((SHARED / "ham10000" / name).resolve())
-    header, *rows = (SHARED / "ham10000" / "HAM10000_metadata.csv").read_text().splitlines()
-    few = [row for row in rows if row.split(",")[2] in ("df", "vasc")]
-    for dx in ("akiec", "bcc", "bkl", "mel", "nv"):
-        few += [row for row in rows if row.split(",")[2] == dx][:30]
-    (root / "HAM10000_metadata.csv").write_text("\n".join([header, *few]) + "\n")
-    data = config(root, source="ham10000", image_size=32, follow_links=True)
-    made = prepare.prepare(data, out)
-    assert len(made) == 80 + 112 + 150 and made.protocol["near_duplicates"]["groups_joined"] == 0
-    assert (made.counts("test") > 0).all() and (made.counts("policy_val") > 0).all()
-    stored = prepare.load(out, data)[1][np.arange(len(made))].mean(axis=-1)
-    masks = prepare.load_masks(out)[np.arange(len(made))][..., 0] > 0
-    partly = [row for row in range(len(made)) if 0.05 < masks[row].mean() < 0.6]
-    darker = [stored[row][masks[row]].mean() < stored[row][~masks[row]].mean() for row in partly]
-    assert len(partly) > 100 and np.mean(darker) > 0.8

@@ -194,8 +194,9 @@ def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, 
     ordinary = pipeline.Pipeline(tiny(), finished)
     run = copied(pipeline.Pipeline(config, tmp_path / "run"), ordinary)
     run.run(["classify"])
+    context = run.context()
     stores = [
-        classification.mixed_data(run.context(), "synthetic_fill_to_head", seed)[1].extra
+        classification.mixed_data(context, "synthetic_fill_to_head", seed)[1].extra
         for seed in (0, 1)
     ]
     assert stores[0] is stores[1]  # on the devices once, then

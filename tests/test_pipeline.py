@@ -21,7 +21,7 @@ from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
 from lt_jax.errors import UserError
-from lt_jax.runtime import faults, files, mesh
+from lt_jax.runtime import faults, files, mesh, progress
 from lt_jax.runtime.ledger import Ledger
 from tests import layouts
 from tests.shrink import shrink
@@ -186,8 +186,11 @@ def copied(run, ordinary):
     return run
 
 
-def test_classifiers_trained_together_predict_what_they_do_one_by_one(finished, tmp_path, capsys):
+def test_classifiers_trained_together_predict_what_they_do_one_by_one(
+    finished, tmp_path, capsys, monkeypatch
+):
     """Seeds and arms by one program."""
+    monkeypatch.setattr(progress, "_SAID", {})  # what the other run said
     config = tiny()
     with config.unlocked():
         config.runtime.update(classifiers=8, population="vmap")

@@ -269,12 +269,11 @@ def collect(
 def _negated(compared: Mapping[str, Any]) -> dict[str, Any]:
     """Full minus ablated, from ablated minus full."""
     turn = lambda value: None if value is None else -value
-    ends = compared["ci95"]
+    turned = lambda ends: None if ends is None else [-ends[1], -ends[0]]
     return {
         **compared,
-        "difference": turn(compared["difference"]),
-        "effect": turn(compared["effect"]),
-        "ci95": None if ends is None else [-ends[1], -ends[0]],
+        **{name: turn(compared[name]) for name in ("difference", "effect")},
+        **{name: turned(compared[name]) for name in ("ci95", "score95")},
     }
 
 

@@ -95,6 +95,9 @@ def test_the_table_is_full_minus_ablated_with_interval_and_tests(digits, tmp_pat
             np.testing.assert_allclose(versus["difference"], means[0] - means[1], atol=1e-12)
             assert versus["ci95"][0] <= versus["ci95"][1] and versus["n"] == 2
             assert versus["p_holm"] >= versus["p"]
+            if (ends := versus["score95"]) is not None:
+                assert ends[0] <= versus["difference"] <= ends[1]
+        assert found[name]["full_minus"]["balanced_accuracy"]["score95"] is not None
     assert found["full"]["cost"]["own"]["flops"] == 0 < found["policy"]["cost"]["own"]["flops"]
     assert found["synthesis"]["cost"]["all"]["flops"] < found["full"]["cost"]["all"]["flops"]
     text = tables.to_markdown(ablation.table(results))

@@ -13,6 +13,7 @@ from lt_jax.data.images import ArrayImages
 from lt_jax.data.stream import MixedStream
 from lt_jax.runtime import mesh, progress, resident
 from lt_jax.runtime.job import Job
+from tests.classify import test_rules
 from tests.classify import test_train as classifier
 
 WEIGHT, SHARE = np.array([0.6, 0.3, 0.1]), np.array([0.0, 0.25, 0.7])
@@ -147,7 +148,7 @@ def test_a_training_is_the_same_bit_for_bit_and_goes_on_either_way(
     def fit(name, how):
         runtime = dataclasses.replace(classifier.RUNTIME, resident_mib=limits[how])
         job = Job(tmp_path / name, mesh.make_mesh(devices), runtime, {"stage": "classify"})
-        return jax.device_get(train.train(recipe, soft, classifier.BANDIT, job)[0])
+        return jax.device_get(train.train(recipe, soft, test_rules.BANDIT, job)[0])
 
     def cut(stream):
         if stream._next == 5:

@@ -132,17 +132,16 @@ def train(
       What the training has cost.
     """
     config = generator.config
-    frozen, trainable = _parts(generator, base)
-    if not jax.tree.leaves(trainable):  # `none`, and the base knows all that is asked for
+    described = describe(generator, images, rows, job, columns, base)
+    if described is None:  # `none`, and the base knows all that is asked for
+        frozen, trainable = _parts(generator, base)
         average = ema_rule(config).init(trainable)
         for step in trained.snapshot_steps(config):
             _keep(job.folder, config, frozen, average, step)
         _finish(job.folder, config, frozen, average)
         return Ledger()
-    frozen = mesh.distribute(frozen, job.mesh)
-    state, costs = training.train(
-        _describe(generator, images, rows, job, columns, frozen, trainable)
-    )
+    state, costs = training.train(described)
+    frozen = described.before(0)  # the context of every round
     _finish(job.folder, config, frozen, state.ema)
     return costs
 
@@ -167,24 +166,7 @@ def describe(
     frozen, trainable = _parts(generator, base)
     if not jax.tree.leaves(trainable):
         return None
-    return _describe(generator, images, rows, job, columns, frozen, trainable)
-
-
-def _parts(generator: Generator, base: Params | None) -> tuple[Any, Any]:
-    """What stays as it is of a generator's parameters, and a start of what is trained."""
-    adapter, fresh = _adapter(generator.config), generator.init()
-    return adapter.init(_key(generator.config, "adapt"), base, fresh) if adapter else ((), fresh)
-
-
-def _describe(
-    generator: Generator,
-    images: Images,
-    rows: Sequence[np.ndarray],
-    job: Job,
-    columns: Mapping[str, Any] | None,
-    frozen: Any,
-    trainable: Any,
-) -> training.Training:
+    frozen = mesh.distribute(frozen, job.mesh)
     config = generator.config
     counts = tuple(len(r) for r in rows)
     optimizer = train_state.make_optimizer(config.optimizer, config.steps)
@@ -220,6 +202,12 @@ def _describe(
         before=before,
         after=after,
     )
+
+
+def _parts(generator: Generator, base: Params | None) -> tuple[Any, Any]:
+    """What stays as it is of a generator's parameters, and a start of what is trained."""
+    adapter, fresh = _adapter(generator.config), generator.init()
+    return adapter.init(_key(generator.config, "adapt"), base, fresh) if adapter else ((), fresh)
 
 
 def _keep(

@@ -7,11 +7,15 @@ step is intact but does not fit (another network's), that is an error and nothin
 
 Steps hold whole arrays, whose digest depends on nothing else: of several processes the first one
 gathers and writes, all read. So a training may go on with other processes, devices and shardings.
+
+orbax takes 0.7 ms an array, however small, and a training's state has hundreds: its steps are
+packed, one array a dtype. Those of a finished result keep their names, for others to read.
 """
 
 import contextlib
 import errno
 import hashlib
+import math
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -50,7 +54,7 @@ def digest(tree: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(mesh.fetch(tree)):
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return sha.hexdigest()
 
 
@@ -69,9 +73,9 @@ def newest(folder: pathlib.Path) -> int:
 class Checkpointer:
     """The last two steps of one training, in one folder."""
 
-    def __init__(self, folder: pathlib.Path):
-        """Opens (and makes) `folder`."""
-        self._folder = folder.absolute()
+    def __init__(self, folder: pathlib.Path, *, packed: bool = True):
+        """Opens (and makes) `folder`; what it saves is packed, or keeps its arrays' names."""
+        self._folder, self._packed = folder.absolute(), packed
         self._manager: Any = None  # of the process that writes
         distributed.on_first(self._open)
 
@@ -102,15 +106,16 @@ class Checkpointer:
         distributed.on_first(lambda: self._save(step, host, note))
 
     def _save(self, step: int, host: Any, note: dict[str, Any]) -> None:
-        note = {**note, "layout": layout(host), "digest": digest(host)}
+        stored = _packed(host) if self._packed else host
+        note = {**note, "layout": layout(host), "digest": digest(stored), "packed": self._packed}
         # Of a disk that fills up under it, orbax's threads go on complaining after the error.
-        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(host)) + _BESIDES
+        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(stored)) + _BESIDES
         files.require_space(self._folder, needed, "the checkpoint")
         with files.disk_errors(self._folder, "the checkpoint"):
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(host), note=ocp.args.JsonSave(note)
+                    state=ocp.args.StandardSave(stored), note=ocp.args.JsonSave(note)
                 ),
             )
         if not saved and step not in self._manager.all_steps():
@@ -213,11 +218,14 @@ def _read(
         if not isinstance(note, dict):
             raise ValueError("its note is no JSON object")
         saved_digest = note.pop("digest")
+        packed = note.pop("packed", False)  # steps of before they were packed do not say so
         fits = note.pop("layout") == layout(target)
         # As host arrays: of one that it is to put on devices and cannot read, orbax raises a bare
         # Exception.
         host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
-        state = item("state", ocp.args.StandardRestore(host)) if fits else host
+        stored = _packed(host) if packed else host
+        if fits:
+            stored = item("state", ocp.args.StandardRestore(stored))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if _storage_failed(error):
@@ -231,9 +239,30 @@ def _read(
             f"{folder}/{step} holds arrays of other names, types or shapes than this training's; "
             "other code or libraries wrote it: go on with those, or delete the folder to train anew"
         )
-    if digest(state) != saved_digest:
+    if digest(stored) != saved_digest:
         raise _DamagedError("its digest does not match")
-    return state, note
+    return _unpacked(stored, target) if packed else stored, note
+
+
+def _packed(tree: Any) -> dict[str, np.ndarray]:
+    """All arrays of a pytree end to end, in the order of its leaves: one array a dtype."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(leaf)
+        parts.setdefault(array.dtype.name, []).append(array.ravel())
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _unpacked(packed: dict[str, np.ndarray], target: T) -> T:
+    """Views of what `_packed` made, in the structure and shapes of `target`."""
+    begun = dict.fromkeys(packed, 0)
+
+    def take(leaf: Any) -> np.ndarray:
+        name, start = leaf.dtype.name, begun[leaf.dtype.name]
+        begun[name] = start + math.prod(leaf.shape)
+        return packed[name][start : begun[name]].reshape(leaf.shape)
+
+    return jax.tree.map(take, target)
 
 
 def _place_like(host: np.ndarray, leaf: Any) -> Any:
@@ -261,7 +290,7 @@ def _storage_failed(error: Exception) -> bool:
 def save_tree(folder: pathlib.Path, tree: Any) -> None:
     """Writes one finished pytree (a stage's result), replacing what was there."""
     distributed.on_first(lambda: shutil.rmtree(folder, ignore_errors=True))
-    checkpointer = Checkpointer(folder)
+    checkpointer = Checkpointer(folder, packed=False)
     checkpointer.save(0, tree, {})
     checkpointer.close()
 

@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from absl import logging
 
@@ -86,6 +87,23 @@ def test_a_state_that_is_split_comes_back_on_other_devices_and_groups(
     assert kernel(found[1]).sharding == kernel(target).sharding
     split = restored_on[1] > 1
     assert kernel(target).sharding.is_fully_replicated != split
+
+
+def test_a_step_holds_one_array_a_type_and_one_that_was_not_packed_is_read_too(opened, tmp_path):
+    state = make_state(3)
+    opened().save(3, state, {"a": 1})
+    with ocp.StandardCheckpointer() as reader:
+        stored = reader.restore(tmp_path / "c" / "3" / "state")
+    held = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+    assert set(stored) == {array.dtype.name for array in held}
+    for name, array in stored.items():
+        assert array.shape == (sum(one.size for one in held if one.dtype.name == name),)
+    by_name = Checkpointer(tmp_path / "c", packed=False)
+    by_name.save(5, state, {"a": 2})
+    by_name.close()
+    step, restored, note = opened().restore(make_state(0))
+    assert (step, note) == (5, {"a": 2})
+    assert_equal(restored, state)
 
 
 def test_where_nothing_was_saved_nothing_is_found(opened):

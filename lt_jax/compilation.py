@@ -26,7 +26,7 @@ from lt_jax.context import Context
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.mixing import controllers
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import population, training
+from lt_jax.runtime import ledger, population, training
 from lt_jax.runtime.artifacts import Spec
 
 _NAMED = 2  # arms at most that a program is named after
@@ -90,12 +90,11 @@ def compiled(program: Program) -> Compiled:
     lowered = program.lower()
     executable = lowered.compile()
     seconds = time.perf_counter() - began
-    analysis = lowered.cost_analysis() or {}
     needs, memory = executable.memory_analysis(), None
     if needs is not None:
         memory = needs.argument_size_in_bytes + needs.output_size_in_bytes
         memory += needs.temp_size_in_bytes - needs.alias_size_in_bytes
-    return Compiled(seconds, float(analysis.get("flops", 0.0)), memory)
+    return Compiled(seconds, ledger.counted(lowered), memory)
 
 
 def programs(selected: Sequence[Spec], context: Context) -> list[Program]:

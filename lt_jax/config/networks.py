@@ -25,7 +25,7 @@ class UNetConfig:
     blocks: int = bounded(2, 1, 16)
     attention_resolutions: tuple[int, ...] = (8,)
     attention: str = choice("everywhere", "encoder")  # encoder: going down and once in the middle
-    attention_chunk: int = bounded(1024, 1)  # queries at once where no fused kernel is at hand
+    attention_chunk: int = bounded(1024, 1)  # tokens up to which attention is not fused or cut
     head_channels: int = bounded(64, 1, 1024)
     groups: int = bounded(0, 0, 1024)  # of GroupNorm; 0: at most 32, of at least 4 channels
     resample: str = choice("block", "convolution")  # convolution: 5x5 with stride 2 (BUSGen)
@@ -52,6 +52,7 @@ class ViTConfig:
     pool: str = choice("gap", "token")
     dropout: float = bounded(0.0, 0.0, 0.9)
     drop_path: float = bounded(0.0, 0.0, 0.9)
+    attention_chunk: int = bounded(1024, 1)  # as a UNet's
     dtype: str = choice("float32", "bfloat16")
     remat: str = choice_not_in_key("none", "blocks", "dots")  # see models/remat.py
 

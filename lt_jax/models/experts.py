@@ -37,8 +37,7 @@ class ViTExperts(ViT):
         rates = np.linspace(0.0, config.drop_path, size.depth).tolist()
 
         def block(number: int, prefix: str) -> Block:
-            rate, name = rates[number], f"{prefix}block_{number}"
-            return Block(size.heads, size.mlp, config.dropout, rate, dtype, name=name)
+            return Block(config, rates[number], name=f"{prefix}block_{number}")
 
         x = self._tokens(images.astype(dtype), size.width)
         x = nn.Dropout(config.dropout)(x, deterministic=not train)

@@ -5,7 +5,7 @@ pooling, stochastic depth (Huang et al. 2016) and a head that starts at zero. Wi
 learned positions the parameter counts are the published ones of ViT-Ti, -S and -B.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,7 +28,6 @@ class Size(NamedTuple):
     mlp: int
 
 
-PLAIN = 1024  # tokens up to which the weights between them are held whole; see `attention`
 VARIANTS = {"Ti": Size(192, 12, 3, 768), "S": Size(384, 12, 6, 1536), "B": Size(768, 12, 12, 3072)}
 
 
@@ -82,29 +81,27 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention, then an MLP, each after a LayerNorm and added to the tokens."""
 
-    heads: int
-    mlp: int
-    dropout: float
+    config: ViTConfig
     drop_path: float
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"], *, train: bool) -> Float[Array, "b t d"]:
         """Returns the tokens after the block."""
-        b, t, d = x.shape
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        (b, t, d), size = x.shape, size_of(config)
 
         def residual(h):
-            h = nn.Dropout(self.dropout)(h, deterministic=not train)
+            h = nn.Dropout(config.dropout)(h, deterministic=not train)
             return DropPath(self.drop_path)(h, train=train)
 
-        h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm_0")(x)
-        qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(h)
-        q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, self.heads, d // self.heads), 2, 0)
-        h = attention(q, k, v, PLAIN).reshape(b, t, d)
-        x = x + residual(nn.Dense(d, dtype=self.dtype, name="out")(h))
-        h = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm_1")(x)
-        h = nn.gelu(nn.Dense(self.mlp, dtype=self.dtype, name="mlp_0")(h))
-        return x + residual(nn.Dense(d, dtype=self.dtype, name="mlp_1")(h))
+        h = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm_0")(x)
+        qkv = nn.Dense(3 * d, dtype=dtype, name="qkv")(h)
+        q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, size.heads, d // size.heads), 2, 0)
+        h = attention(q, k, v, config.attention_chunk).reshape(b, t, d)
+        x = x + residual(nn.Dense(d, dtype=dtype, name="out")(h))
+        h = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm_1")(x)
+        h = nn.gelu(nn.Dense(size.mlp, dtype=dtype, name="mlp_0")(h))
+        return x + residual(nn.Dense(d, dtype=dtype, name="mlp_1")(h))
 
 
 class ViT(nn.Module):
@@ -135,9 +132,7 @@ class ViT(nn.Module):
         x = self._tokens(images.astype(dtype), size.width)
         x = nn.Dropout(config.dropout)(x, deterministic=not train)
         for i, rate in enumerate(np.linspace(0.0, config.drop_path, size.depth)):
-            block = Block(
-                size.heads, size.mlp, config.dropout, float(rate), dtype, name=f"block_{i}"
-            )
+            block = Block(config, float(rate), name=f"block_{i}")
             x = remat.run(block, config.remat, x, train=train)
         return nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm")(x).astype(jnp.float32)
 

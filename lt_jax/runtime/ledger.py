@@ -1,9 +1,15 @@
 """The compute ledger: seconds, images and FLOPs that a stage has cost, summed over its restarts."""
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from typing import Any
+
+import jax
+from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
+
+from lt_jax.config import ConfigError
 
 
 @dataclasses.dataclass
@@ -51,7 +57,27 @@ class Clock:
 def flops(step: Callable[..., Any], *args: Any) -> float:
     """FLOPs of one call of a jitted function, from XLA's analysis of the lowered program.
 
-    A loop's body is counted once: callers multiply by its trips. 0.0 where XLA gives no figure.
+    A loop's body is counted once: callers multiply by its trips.
     """
-    analysis = step.lower(*args).cost_analysis()  # type: ignore[attr-defined]
-    return float((analysis or {}).get("flops", 0.0))
+    return counted(step.lower(*args))  # type: ignore[attr-defined]
+
+
+def counted(lowered: jax.stages.Lowered) -> float:
+    """FLOPs of a lowered program, before XLA's own changes, whatever it was lowered for.
+
+    The CPU's client counts: those of GPUs and TPUs are plugins, which cannot (jax issue 22713).
+
+    Raises:
+      ConfigError: JAX was told to do without the CPU.
+    """
+    try:
+        client = jax.local_devices(backend="cpu")[0].client
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX_PLATFORMS={platforms}: takes the CPU, too, which counts the FLOPs of the ledger; "
+            f"set it to {platforms},cpu"
+        ) from error
+    hlo: Any = lowered.compiler_ir("hlo")
+    # Not public; `Lowered.cost_analysis` is this, but with the client that it was lowered for.
+    return float(_jax.hlo_module_cost_analysis(client, hlo.as_hlo_module()).get("flops", 0.0))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from lt_jax.models import attention as attention_lib
 from lt_jax.models.attention import attention
@@ -80,15 +81,36 @@ def test_memory_stays_far_below_the_matrix(differentiate, share):
     assert chunks < share * plain
 
 
-def test_the_fused_kernel_is_asked_of_a_gpu_that_takes_it(monkeypatch):
-    assert not attention_lib._has_fused_kernel(jnp.zeros((1, 8, 1, 8), jnp.bfloat16))  # on CPU
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU of capability 9.0 that programs can be lowered for, and not run on."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     device = type("Device", (), {"compute_capability": "9.0"})()
     device.client = type("Client", (), {"platform_version": "cuda 12080"})()
     monkeypatch.setattr(jax, "local_devices", lambda backend: [device])
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda least: True)
+    return device
+
+
+@pytest.mark.parametrize(("t", "fused"), [(196, True), (197, False), (64, False)])
+def test_a_program_for_gpus_calls_the_fused_kernel_where_it_has_gradients(hopper, t, fused):
+    def loss(q, k, v):
+        return attention(q, k, v, 64).astype(jnp.float32).sum()
+
+    shapes = [jax.ShapeDtypeStruct((2, t, 6, 64), jnp.bfloat16)] * 3
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("__cudnn$fmhaSoftmaxBackward" in text) == fused
+    assert ("stablehlo.while" in text) == (t == 197)
+
+
+def test_the_fused_kernel_is_asked_of_a_gpu_that_takes_it(hopper, monkeypatch):
+    device, q = hopper, jnp.zeros((1, 8, 1, 8), jnp.bfloat16)
     fused = lambda d, dtype: attention_lib._has_fused_kernel(jnp.zeros((1, 8, 1, d), dtype))
     assert fused(128, jnp.bfloat16) and fused(256, jnp.float16)
     assert not fused(64, jnp.float32) and not fused(12, jnp.bfloat16)
+    assert not attention_lib._has_fused_kernel(q[:, :7])  # no gradients of an odd number
     device.compute_capability = "8.6"
     assert fused(128, jnp.bfloat16) and not fused(256, jnp.bfloat16)
     device.compute_capability = "7.5"
@@ -96,3 +118,5 @@ def test_the_fused_kernel_is_asked_of_a_gpu_that_takes_it(monkeypatch):
     device.client.platform_version = "rocm 6"
     device.compute_capability = "9.0"
     assert not fused(128, jnp.bfloat16)
+    monkeypatch.undo()
+    assert not fused(128, jnp.bfloat16)  # on CPU

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lt_jax.config import ClassifierConfig, ConfigError, ExpertsConfig, ResNetConfig, ViTConfig
-from lt_jax.models import classifier, module, vit
+from lt_jax.models import classifier, module
 from lt_jax.models.resnet import ResNet, padded
 from lt_jax.models.vit import DropPath, ViT, sincos_positions
 from tests.models.arrays import jit, random_params, run
@@ -61,14 +61,14 @@ def test_signature_and_zero_start(getkey, kind, dtype):
     assert np.all(np.asarray(logits) == 0) and np.asarray(features).std() > 0.01
 
 
-def test_many_tokens_are_attended_to_by_chunks(getkey, monkeypatch):
+def test_many_tokens_are_attended_to_by_chunks(getkey):
     net = ViT(SMALL, 5)
     params, images = make(getkey, net, size=16)
     whole = run(net, params, images, train=False)
-    monkeypatch.setattr(vit, "PLAIN", 7)
-    text = str(jax.make_jaxpr(lambda p: module.apply(net, p, images, train=False))(params))
+    cut = ViT(dataclasses.replace(SMALL, attention_chunk=7), 5)
+    text = str(jax.make_jaxpr(lambda p: module.apply(cut, p, images, train=False))(params))
     assert "scan" in text
-    for ours, theirs in zip(run(net, params, images, train=False), whole, strict=True):
+    for ours, theirs in zip(run(cut, params, images, train=False), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from lt_jax.config import ConfigError
 from lt_jax.runtime import ledger
 
 
@@ -32,3 +33,22 @@ def test_flops_of_a_matrix_product():
     product = jax.jit(lambda a, b: a @ b)
     counted = ledger.flops(product, jnp.ones((8, 16)), jnp.ones((16, 32)))
     assert counted == pytest.approx(2 * 8 * 16 * 32, rel=0.05)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_a_program_for_any_platform_is_counted_by_the_cpu(platform):
+    traced = jax.jit(lambda a, b: jax.nn.softmax(a @ b)).trace(
+        jnp.ones((8, 16)), jnp.ones((16, 32))
+    )
+    counted = ledger.counted(traced.lower(lowering_platforms=(platform,)))
+    assert counted == traced.lower().cost_analysis()["flops"]
+
+
+def test_where_the_cpu_was_left_out_the_error_says_what_to_set(monkeypatch):
+    def without(backend=None):
+        raise RuntimeError("Unknown backend cpu")
+
+    lowered = jax.jit(jnp.sin).lower(1.0)
+    monkeypatch.setattr(jax, "local_devices", without)
+    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS=.*takes the CPU, too.*,cpu"):
+        ledger.counted(lowered)

@@ -28,7 +28,7 @@ def weights(network: ViT, params: Params, images: Images) -> Float[Array, "l b h
     depths = [[path for path in found if _depth(path) == i] for i in range(size.depth)]
     layers = []
     for paths in depths:
-        same = [_softmax(found[path], size.heads) for path in paths]
+        same = [_softmax(found[path], len(images), size.heads) for path in paths]
         layers.append(sum(same[1:], same[0]) / len(same))
     return jnp.stack(layers)
 
@@ -38,9 +38,9 @@ def _depth(path: str) -> int:
     return int(path.split("/")[0].rpartition("_")[2])
 
 
-def _softmax(qkv: Float[Array, "b t d"], heads: int) -> Float[Array, "b heads t t"]:
-    b, t, width = qkv.shape
-    split = qkv.astype(jnp.float32).reshape(b, t, 3, heads, width // (3 * heads))
+def _softmax(qkv: Float[Array, "n d"], b: int, heads: int) -> Float[Array, "b heads t t"]:
+    """Of `b` images, whose tokens stand one image after the other."""
+    width = qkv.shape[-1] // (3 * heads)
+    split = qkv.astype(jnp.float32).reshape(b, -1, 3, heads, width)
     q, k, _ = jnp.moveaxis(split, 2, 0)
-    scale = (width // (3 * heads)) ** -0.5
-    return jax.nn.softmax(scale * jnp.einsum("bqhd,bkhd->bhqk", q, k), axis=-1)
+    return jax.nn.softmax(width**-0.5 * jnp.einsum("bqhd,bkhd->bhqk", q, k), axis=-1)

@@ -5,6 +5,7 @@ pooling, stochastic depth (Huang et al. 2016) and a head that starts at zero. Wi
 learned positions the parameter counts are the published ones of ViT-Ti, -S and -B.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -89,19 +90,24 @@ class Block(nn.Module):
         """Returns the tokens after the block."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         (b, t, d), size = x.shape, size_of(config)
+        dense = functools.partial(nn.Dense, dtype=dtype)
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=dtype)
+        # Two axes: of three, XLA lays gradients out anew on GPUs, to sum over them one at a time.
+        x = x.reshape(b * t, d)
 
         def residual(h):
             h = nn.Dropout(config.dropout)(h, deterministic=not train)
-            return DropPath(self.drop_path)(h, train=train)
+            h = DropPath(self.drop_path)(h.reshape(b, t, d), train=train)
+            return h.reshape(b * t, d)
 
-        h = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm_0")(x)
-        qkv = nn.Dense(3 * d, dtype=dtype, name="qkv")(h)
+        qkv = dense(3 * d, name="qkv")(norm(name="norm_0")(x))
         q, k, v = jnp.moveaxis(qkv.reshape(b, t, 3, size.heads, d // size.heads), 2, 0)
-        h = attention(q, k, v, config.attention_chunk).reshape(b, t, d)
-        x = x + residual(nn.Dense(d, dtype=dtype, name="out")(h))
-        h = nn.LayerNorm(epsilon=1e-6, dtype=dtype, name="norm_1")(x)
-        h = nn.gelu(nn.Dense(size.mlp, dtype=dtype, name="mlp_0")(h))
-        return x + residual(nn.Dense(d, dtype=dtype, name="mlp_1")(h))
+        h = attention(q, k, v, config.attention_chunk).reshape(b * t, d)
+        x = x + residual(dense(d, name="out")(h))
+        h = dense(size.mlp, name="mlp_0")(norm(name="norm_1")(x))
+        # For gradients computed again: what it is made of would be larger than what it gives.
+        h = jax.checkpoint(nn.gelu)(h)
+        return (x + residual(dense(d, name="mlp_1")(h))).reshape(b, t, d)
 
 
 class ViT(nn.Module):

@@ -33,7 +33,7 @@ def test_they_weigh_the_values_as_the_network_does(made):
     seen = lambda name: module.outputs_of(net, params, images, name=name, train=False)
     qkv = seen("qkv")["block_0/qkv"]
     v = np.asarray(qkv).reshape(2, 5, 3, 2, 8)[:, :, 2]
-    mixed = np.einsum("bhqk,bkhd->bqhd", weights[0], v).reshape(2, 5, 16)
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights[0], v).reshape(10, 16)
     out = params["block_0"]["out"]
     np.testing.assert_allclose(
         mixed @ np.asarray(out["kernel"]) + np.asarray(out["bias"]),

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from experiments.throughput import library_calls
 from lt_jax.classify import predict
 from lt_jax.classify import train as classify_train
 from lt_jax.config import ClassifierConfig, Config
@@ -43,7 +44,8 @@ class Case:
       call: does it once; what it returns is waited for.
       images: handled by one call.
       evaluations: network evaluations times images of one call, where these are more.
-      flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of.
+      flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of, or XLA
+        gives no count.
       moved: bytes to and from memory in one call, as XLA counts them (`roofline`); 0: not known.
       dtype: that the matrix products are in; "" where there are none.
       devices: over which the batch is split; 0 for work on host.
@@ -84,8 +86,12 @@ def compile_apart(function: Any, *args: Any) -> tuple[Any, float, float]:
 
 
 def moved_bytes(compiled: Any) -> float:
-    """That one call of a compiled program moves to and from memory, as XLA counts them."""
-    return float((compiled.cost_analysis() or {}).get("bytes accessed", 0.0))
+    """That one call of a compiled program moves to and from memory, as XLA counts them.
+
+    With those of library calls, which XLA does not count.
+    """
+    counted = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
+    return float(counted) + library_calls.moved_bytes(compiled.as_text() or "")
 
 
 def held_bytes(compiled: Any) -> int:
@@ -165,7 +171,7 @@ def training(
     key, context = jax.device_put((jax.random.key(0), context), whole)
     arguments = (state, mesh.put(batch, device_mesh), key, context)
     compiled, lower, compile_ = compile_apart(step, *arguments)
-    flops = ledger.flops(step, *arguments)
+    flops = ledger.flops(step, *arguments) or 0.0
     held = [state]
 
     def call() -> Any:
@@ -190,6 +196,12 @@ def generator_of(config: Config, classes: int) -> Generator:
     channels = config.data.channels
     known = annotations.make_vocabulary(config.generator.conditions, classes, 2, channels)
     return Generator(config.generator, known, shape_of(config))
+
+
+@functools.cache
+def init(generator: Generator) -> Any:
+    """Its fresh parameters, on the host: to make them is a program of its own."""
+    return jax.device_get(generator.init())
 
 
 def annotated_batch(config: Config, generator: Generator) -> dict[str, np.ndarray]:
@@ -217,7 +229,7 @@ def generator_training(config: Config, classes: int, device_mesh: Mesh) -> Case:
     return training(
         "generator training",
         diffusion_train.make_step(generator, (100,) * classes, device_mesh),
-        generator.init(),
+        init(generator),
         train_state.make_optimizer(config.generator.optimizer, config.generator.steps),
         annotated_batch(config, generator),
         (),
@@ -269,9 +281,10 @@ def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
     compiled, lower, compile_ = compile_apart(forward, params, put())
     return Case(
         "prediction", lambda: compiled(params, put()), len(batch),
-        flops=ledger.flops(forward, params, put()), moved=_all_devices(compiled, device_mesh),
-        dtype=dtype_of(part.model), devices=device_mesh.size, lower_seconds=lower,
-        compile_seconds=compile_, memory=held_bytes(compiled),
+        flops=ledger.flops(forward, params, put()) or 0.0,
+        moved=_all_devices(compiled, device_mesh), dtype=dtype_of(part.model),
+        devices=device_mesh.size, lower_seconds=lower, compile_seconds=compile_,
+        memory=held_bytes(compiled),
     )  # fmt: skip
 
 

@@ -14,14 +14,19 @@ from jax.sharding import Mesh
 
 from lt_jax.runtime import mesh
 
-# Of one device, by the start of its `device_kind`: dense FLOP/s by dtype, and bytes/s of its
-# memory. Vendors' data sheets. float32 is what XLA makes of a float32 product at default
-# precision: TF32 on GPUs, one bfloat16 pass on TPUs.
+# Of one device, by its `device_kind`: dense FLOP/s by dtype, and bytes/s of its memory. Vendors'
+# data sheets. float32 is what XLA makes of a float32 product at default precision: TF32 on GPUs,
+# one bfloat16 pass on TPUs. Names are taken whole: a card that begins alike is another card, or a
+# part of one (MIG).
 PEAK: Mapping[str, Mapping[str, float]] = {
     "NVIDIA A100-SXM4-40GB": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.56e12},
-    "NVIDIA A100": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.94e12},
+    "NVIDIA A100-SXM4-80GB": {"bfloat16": 312e12, "float32": 156e12, "bytes": 2.04e12},
+    "NVIDIA A100-PCIE-40GB": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.56e12},
+    "NVIDIA A100 80GB PCIe": {"bfloat16": 312e12, "float32": 156e12, "bytes": 1.94e12},
     "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 378e12, "bytes": 2.0e12},
-    "NVIDIA H100": {"bfloat16": 989e12, "float32": 494e12, "bytes": 3.35e12},
+    "NVIDIA H100 NVL": {"bfloat16": 835e12, "float32": 417e12, "bytes": 3.9e12},
+    "NVIDIA H100 80GB HBM3": {"bfloat16": 989e12, "float32": 494e12, "bytes": 3.35e12},
+    "NVIDIA H200 NVL": {"bfloat16": 835e12, "float32": 417e12, "bytes": 4.8e12},
     "NVIDIA H200": {"bfloat16": 989e12, "float32": 494e12, "bytes": 4.8e12},
     "TPU v4": {"bfloat16": 275e12, "float32": 275e12, "bytes": 1.23e12},
     "TPU v5 lite": {"bfloat16": 197e12, "float32": 197e12, "bytes": 0.82e12},
@@ -36,15 +41,9 @@ def of_two_cores() -> Mesh:
     return mesh.make_mesh()
 
 
-def published(device_kind: str, of: str) -> float | None:
-    """A figure of one device's data sheet, where its kind is known."""
-    known = [name for name in PEAK if device_kind.startswith(name)]
-    return PEAK[max(known, key=len)].get(of) if known else None
-
-
 def peak_flops(device_kind: str, dtype: str) -> float | None:
     """FLOP/s of one device at most, where its kind is known."""
-    return None if dtype == "bytes" else published(device_kind, dtype)
+    return None if dtype == "bytes" else PEAK.get(device_kind, {}).get(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,42 +55,61 @@ class Limits:
     source: str
 
 
-def limits(device_mesh: Mesh, side: int = 1536, mib: int = 256) -> Limits:
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What is measured: a product of two `side` x `side` matrices, and x + 1 of `mib` mebibytes.
+
+    `calls` are under way at once: one alone takes a GPU less time than to start it.
+    """
+
+    side: int
+    mib: int
+    calls: int
+
+
+CPU, ACCELERATOR = Probe(1536, 256, 1), Probe(8192, 2048, 10)
+
+
+def limits(device_mesh: Mesh, probe: Probe | None = None) -> Limits:
     """Published where the device is in `PEAK`, else the best of a few measurements.
 
-    Measured are a product of two `side` x `side` matrices on each device, and x + 1 of `mib`
-    mebibytes, which are read once and written once. On a CPU, whose caches may hold much, a
+    The probe's (`CPU` or `ACCELERATOR` where none is given) product is made on each device; its
+    x + 1 is split among them, read once and written once. On a CPU, whose caches may hold much, a
     program can be above such a bandwidth.
     """
-    kind = device_mesh.devices.flat[0].device_kind
-    if (bandwidth := published(kind, "bytes")) is not None:
-        named = {name: peak_flops(kind, name) for name in ("float32", "bfloat16")}
-        rates = {name: rate * device_mesh.size for name, rate in named.items() if rate}
-        return Limits(rates, bandwidth * device_mesh.size, "data sheet")
+    device = device_mesh.devices.flat[0]
+    if known := PEAK.get(device.device_kind):
+        rates = {name: known[name] * device_mesh.size for name in ("float32", "bfloat16")}
+        return Limits(rates, known["bytes"] * device_mesh.size, "data sheet")
+    probe = probe or (CPU if device.platform == "cpu" else ACCELERATOR)
     rates = {}
     for dtype in ("float32", "bfloat16"):
-        shape = device_mesh.size, side, side
+        shape = device_mesh.size, probe.side, probe.side
         factors = mesh.put(jnp.ones(shape, dtype), device_mesh)
-        seconds = _best(jax.jit(lambda x: x @ x), factors)
-        rates[dtype] = device_mesh.size * 2 * side**3 / seconds
-    row = mib * 2**20 // 4 // device_mesh.size
+        seconds = _best(jax.jit(lambda x: x @ x), factors, probe.calls)
+        rates[dtype] = device_mesh.size * 2 * probe.side**3 / seconds
+    row = probe.mib * 2**20 // 4 // device_mesh.size
     copied = mesh.put(jnp.zeros((device_mesh.size, row), jnp.float32), device_mesh)
     # In place: to map the pages of a fresh result takes longer than to fill them.
-    seconds = _best(jax.jit(lambda x: x + 1, donate_argnums=0), copied, carries=True)
+    seconds = _best(jax.jit(lambda x: x + 1, donate_argnums=0), copied, probe.calls, carries=True)
     return Limits(rates, 2 * 4 * row * device_mesh.size / seconds, "measured")
 
 
-def _best(function: Callable[[Any], Any], argument: Any, carries: bool = False) -> float:
+def _best(
+    function: Callable[[Any], Any], argument: Any, calls: int, carries: bool = False
+) -> float:
     """Least seconds of a call: a limit is what the device can do, not what it does on average.
 
     Each call gets `argument`, or, where it `carries`, the result of the call before.
     """
     found = []
-    for _ in range(6):  # the first one compiles
+    for _ in range(6):  # the first time compiles
         since = time.perf_counter()
-        result = jax.block_until_ready(function(argument))
-        found.append(time.perf_counter() - since)
-        argument = result if carries else argument
+        for _ in range(calls):
+            result = function(argument)
+            argument = result if carries else argument
+        jax.block_until_ready(result)
+        found.append((time.perf_counter() - since) / calls)
     return min(found)
 
 

@@ -23,6 +23,7 @@ from experiments.throughput.cases import (
     compile_apart,
     generator_of,
     held_bytes,
+    init,
     moved_bytes,
     random_batch,
 )
@@ -44,32 +45,51 @@ from lt_jax.shapes import Array
 
 @dataclasses.dataclass(frozen=True)
 class _Setup:
-    """What all cases share: networks, gates, key and requests, on the devices."""
+    """What the cases share, on the devices; each thing is made when a case first reads it."""
 
     config: Config
+    classes: int
     mesh: Mesh
-    networks: program_lib.Networks
-    unet: Any
-    extractor: Any
-    gates: select.Gates
-    key: Any
-    indices: np.ndarray
-    request: Request
+    train_images: int
 
-    @classmethod
-    def make(cls, config: Config, classes: int, device_mesh: Mesh, train_images: int) -> "_Setup":
-        part, model = config.synthesize, config.extractor.model
-        generator = generator_of(config, classes)
-        present = tuple(name for name in generator.vocabulary.names if name in part.given)
-        extractor = classifier_params(config, model, classes, device_mesh)
-        gates = _gates(config, extractor, classes, device_mesh, train_images)
-        unet, gates, key = jax.device_put(
-            (generator.init(), gates, keys.root(0)), mesh.replicated(device_mesh)
-        )
-        networks = program_lib.Networks(generator, model, present)
-        indices = np.arange(part.batch_size, dtype=np.int32)
-        request = random_request(config, generator)
-        return cls(config, device_mesh, networks, unet, extractor, gates, key, indices, request)
+    @functools.cached_property
+    def networks(self) -> program_lib.Networks:
+        """The generator, and the extractor's config."""
+        generator = generator_of(self.config, self.classes)
+        given = self.config.synthesize.given
+        present = tuple(name for name in generator.vocabulary.names if name in given)
+        return program_lib.Networks(generator, self.config.extractor.model, present)
+
+    @functools.cached_property
+    def unet(self) -> Any:
+        """The generator's parameters."""
+        return jax.device_put(init(self.networks.generator), mesh.replicated(self.mesh))
+
+    @functools.cached_property
+    def extractor(self) -> Any:
+        """The extractor's parameters."""
+        return classifier_params(self.config, self.networks.extractor, self.classes, self.mesh)
+
+    @functools.cached_property
+    def gates(self) -> select.Gates:
+        """Gates that let all pass."""
+        made = _gates(self.config, self.extractor, self.classes, self.mesh, self.train_images)
+        return jax.device_put(made, mesh.replicated(self.mesh))
+
+    @functools.cached_property
+    def key(self) -> Any:
+        """The run's root."""
+        return jax.device_put(keys.root(0), mesh.replicated(self.mesh))
+
+    @functools.cached_property
+    def indices(self) -> np.ndarray:
+        """Of one batch of candidates, on the host."""
+        return np.arange(self.config.synthesize.batch_size, dtype=np.int32)
+
+    @functools.cached_property
+    def request(self) -> Request:
+        """What is asked of each."""
+        return random_request(self.config, self.networks.generator)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -83,8 +103,8 @@ class _Setup:
         }
 
     @functools.cached_property
-    def sampler(self) -> Any:
-        """The compiled program that makes the images and no more."""
+    def sampler(self) -> tuple[Any, float, float]:
+        """As of `compile_apart`: the program that makes the images and no more."""
         whole, split = mesh.replicated(self.mesh), mesh.batched(self.mesh)
         sample: Any = jax.jit(
             lambda unet, key, indices, request, source: program_lib.make_images(
@@ -94,7 +114,27 @@ class _Setup:
             in_shardings=(whole, whole, split, split, split),
             out_shardings=split,
         )  # fmt: skip
-        return sample.lower(self.unet, self.key, *self.put(), self.source()).compile()
+        return compile_apart(sample, self.unet, self.key, *self.put(), self.source())
+
+    @property
+    def evaluations(self) -> int:
+        """Guided evaluations of the network in one call."""
+        part, generator = self.config.synthesize, self.networks.generator
+        return program_lib.make_sampler(part, generator).evaluations
+
+    @property
+    def flops(self) -> float:
+        """Of one call; 0 where XLA gives no count."""
+        part = self.config.synthesize
+        return part.batch_size * (program_lib.network_flops(part, self.networks) or 0.0)
+
+    @property
+    def moved(self) -> float:
+        """Bytes of one call: XLA counts a loop's body once, which is one guided evaluation here.
+
+        What stands before and after the loop is little beside it, and is multiplied, too.
+        """
+        return self.evaluations * moved_bytes(self.sampler[0]) * self.mesh.size
 
     def put(self) -> tuple[Any, Any]:
         """Indices and the request, brought to the devices."""
@@ -111,29 +151,27 @@ def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) ->
 
     Copies are looked for among `train_images`.
     """
-    setup = _Setup.make(config, classes, device_mesh, train_images)
+    setup = _Setup(config, classes, device_mesh, train_images)
     return [_fused(setup), _alone(setup), _network(setup), _separate(setup)]
 
 
 def fused(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> Case:
     """Sampling as it runs, alone."""
-    return _fused(_Setup.make(config, classes, device_mesh, train_images))
+    return _fused(_Setup(config, classes, device_mesh, train_images))
 
 
 def images_alone(config: Config, classes: int, device_mesh: Mesh) -> Case:
     """Images without selection, as other libraries make them; with FLOPs and bytes."""
-    setup = _Setup.make(config, classes, device_mesh, 64)
-    flops = setup.config.synthesize.batch_size * program_lib.network_flops(
-        setup.config.synthesize, setup.networks
-    )
-    return dataclasses.replace(_alone(setup), flops=flops, moved=_network_bytes(setup))
+    setup = _Setup(config, classes, device_mesh, train_images=0)
+    return dataclasses.replace(_alone(setup), flops=setup.flops, moved=setup.moved)
 
 
 def _alone(setup: _Setup) -> Case:
-    sampled = setup.sampler
+    sampled, lower, compile_ = setup.sampler
     return Case(
         "sampling, no selection",
         lambda: np.asarray(sampled(setup.unet, setup.key, *setup.put(), setup.source())),
+        lower_seconds=lower, compile_seconds=compile_,
         temporaries=_temporaries(sampled), memory=held_bytes(sampled), **setup.facts,
     )  # fmt: skip
 
@@ -155,40 +193,21 @@ def _fused(setup: _Setup) -> Case:
     return Case(
         "sampling",
         lambda: program_lib.cut(fused(*bound, *setup.put(), setup.source())).fetch(),
-        flops=part.batch_size * program_lib.network_flops(part, networks),
-        moved=_network_bytes(setup), lower_seconds=lower, compile_seconds=compile_,
+        flops=setup.flops, moved=setup.moved, lower_seconds=lower, compile_seconds=compile_,
         temporaries=_temporaries(fused), memory=held_bytes(fused), **setup.facts,
     )  # fmt: skip
-
-
-def _network_bytes(setup: _Setup) -> float:
-    """That the guided evaluations of one call move: those of one, compiled alone, times them."""
-    part, generator = setup.config.synthesize, setup.networks.generator
-    count = program_lib.make_sampler(part, generator).evaluations
-
-    def evaluate(unet: Any, request: Request, source: Any, x: Array) -> Array:
-        asked = dataclasses.replace(request, source=source)
-        denoise = program_lib.make_denoiser(part, setup.networks, unet, asked)
-        return denoise(x, jnp.zeros(len(x)))
-
-    whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
-    once: Any = jax.jit(evaluate, in_shardings=(whole, split, split, split), out_shardings=split)
-    x = jax.ShapeDtypeStruct((part.batch_size, *generator.image_shape), jnp.float32)
-    compiled = once.lower(setup.unet, setup.put()[1], setup.source(), x).compile()
-    return count * moved_bytes(compiled) * setup.mesh.size
 
 
 def _network(setup: _Setup) -> Case:
     """As many guided evaluations of the generator's network, each of what the last one gave."""
     part, generator = setup.config.synthesize, setup.networks.generator
-    count = program_lib.make_sampler(part, generator).evaluations
 
     def evaluate(unet: Any, request: Request, source: Any) -> Array:
         asked = dataclasses.replace(request, source=source)
         denoise = program_lib.make_denoiser(part, setup.networks, unet, asked)
         one = lambda x, level: (denoise(x, jnp.full(len(x), level)), None)
         start = jnp.ones((part.batch_size, *generator.image_shape))
-        return jax.lax.scan(one, start, jnp.linspace(-5.0, 5.0, count))[0]
+        return jax.lax.scan(one, start, jnp.linspace(-5.0, 5.0, setup.evaluations))[0]
 
     whole, split = mesh.replicated(setup.mesh), mesh.batched(setup.mesh)
     jitted: Any = jax.jit(evaluate, in_shardings=(whole, split, split), out_shardings=split)
@@ -202,7 +221,7 @@ def _network(setup: _Setup) -> Case:
 
 def _separate(setup: _Setup) -> Case:
     """Sampling, extractor and gates as programs of their own."""
-    sampled = setup.sampler
+    sampled = setup.sampler[0]
     config, bound = setup.config, (setup.unet, setup.extractor, setup.gates, setup.key)
     classes = setup.networks.generator.vocabulary.num_classes
     apart = _Apart(config, setup.networks, setup.mesh, classes)

@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,20 +37,31 @@ class Spread:
         return Spread(self.median * factor, self.min * factor, self.max * factor, self.n)
 
 
-def time_all(cases: Sequence[Case], repetitions: int, seconds: float) -> list[list[float]]:
+Guard = Callable[[Case], contextlib.AbstractContextManager[Any]]
+
+
+def time_all(
+    cases: Sequence[Case],
+    repetitions: int,
+    seconds: float,
+    guard: Guard = contextlib.nullcontext,
+) -> list[list[float]]:
     """Images per second of each case in each repetition, which lasts about `seconds` a case.
 
     The first call of a case is waited for and not counted; the second sets how many calls a
-    repetition makes.
+    repetition makes. All that a case does is inside its `guard`; where that holds an error back,
+    the case has fewer rates.
     """
-    calls = []
-    for case in cases:
-        case.wait(case.call())
-        calls.append(max(1, math.ceil(seconds / _seconds(case, 1))))
+    calls: dict[int, int] = {}
+    for i, case in enumerate(cases):
+        with guard(case):
+            case.wait(case.call())
+            calls[i] = max(1, math.ceil(seconds / _seconds(case, 1)))
     rates: list[list[float]] = [[] for _ in cases]
     for _ in range(repetitions):
-        for case, count, mine in zip(cases, calls, rates, strict=True):
-            mine.append(case.images * count / _seconds(case, count))
+        for i, count in calls.items():
+            with guard(cases[i]):
+                rates[i].append(cases[i].images * count / _seconds(cases[i], count))
     return rates
 
 
@@ -78,6 +89,10 @@ def ratio(name: str, above: Sequence[float], below: Sequence[float]) -> dict[str
 
 def trace(cases: Sequence[Case], folder: pathlib.Path, calls: int = 2) -> pathlib.Path:
     """Runs each case a few times under the profiler, each under its name, untimed.
+
+    On a GPU XLA launches operations one by one meanwhile, where it else replays CUDA graphs: gaps
+    between kernels may be the profiler's (`--xla_enable_command_buffers_during_profiling=true` in
+    XLA_FLAGS keeps the graphs).
 
     Returns:
       `perfetto_trace.json.gz`, for ui.perfetto.dev. Beside it lies `*.xplane.pb`, for TensorBoard's

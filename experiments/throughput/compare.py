@@ -1,13 +1,16 @@
 r"""Times lt_jax and its peers in turns, on the device at hand; prints a table, writes strict JSON.
 
-    python -m experiments.throughput.compare --suite=cpu [--only=ViT] [--profile=DIR] [--out=FILE]
-    python -m experiments.throughput.compare --suite=gpu --out=FILE
+    python -m experiments.throughput.compare --suite=cpu [--only=ViT,policy] [--profile=DIR]
+        [--out=FILE]
+    python -m experiments.throughput.compare --suite=gpu --only=BUSGen --out=FILE
 
-A contest (`contests.py`) is built, timed and forgotten before the next one. All of a contest take
-turns, and a ratio is taken within a turn. Peers that are not installed are named with the command
-that installs them, and left out. `--suite=tiny` sees that all of it runs.
+A contest (`contests.py`) is built, timed and forgotten before the next one, and the JSON is written
+after each. All of a contest take turns, and a ratio is taken within a turn. A program that fails,
+or whose library is not installed, is left out and named with the reason. `--suite=tiny` sees that
+all of it runs.
 """
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -15,7 +18,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,22 +29,26 @@ from experiments.throughput import contests, devices, roofline, timing
 from experiments.throughput.cases import Case
 from experiments.throughput.peers import PeerMissingError
 from lt_jax import command
+from lt_jax.errors import UserError
 from lt_jax.runtime import artifacts, mesh
 
 _PEERS = ("torch", "timm", "diffusers")
 
 
-def cases_of(
-    contest: contests.Contest, device_mesh: Mesh, folder: pathlib.Path
-) -> tuple[list[Case], list[str]]:
-    """Our case first, then all peers'; and why some are missing."""
-    found, missing = contest.ours(device_mesh, folder), []
-    for make in contest.peers:
-        try:
-            found += make(device_mesh, folder)
-        except PeerMissingError as error:
-            missing.append(str(error))
-    return found, missing
+class NoContestError(UserError, ValueError):
+    """No stage of the suite has what `--only` asks for."""
+
+
+@contextlib.contextmanager
+def _noted(failed: dict[str, str], name: str) -> Iterator[None]:
+    """An error ends this program's part alone; why is kept in `failed`."""
+    try:
+        yield
+    except PeerMissingError as error:
+        failed[name] = str(error)
+    except Exception as error:  # of a peer, a compiler, a driver: other programs' rows are kept
+        lines = str(error).strip().splitlines() or [""]
+        failed[name] = f"failed: {type(error).__name__}: {lines[0]}"
 
 
 def measure(
@@ -54,49 +61,60 @@ def measure(
     profile: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Rates of ours and of each peer, and how many times faster ours is, turn by turn."""
-    with tempfile.TemporaryDirectory() as folder:
-        cases, missing = cases_of(contest, device_mesh, pathlib.Path(folder))
-        with timing.closing(cases):
-            timed = timing.time_all(cases, repetitions, seconds)
-            if profile and cases[0].devices:
-                timing.trace(cases[:1], profile)
-    ours, kind = cases[0], device_mesh.devices.flat[0].device_kind
-    rates = {ours.name: timed[0]}
+    failed: dict[str, str] = {}
+    guard = lambda case: _noted(failed, case.name)
+    cases: list[Case] = []
+    with tempfile.TemporaryDirectory() as folder, timing.closing(cases):
+        for name, make in {**contest.ours, **contest.peers}.items():
+            with _noted(failed, name):
+                made = make(device_mesh, pathlib.Path(folder))
+                cases.append(dataclasses.replace(made, name=name))
+        timed = timing.time_all(cases, repetitions, seconds, guard)
+        rates = {case.name: own for case, own in zip(cases, timed, strict=True)}
+        done = [case for case in cases if case.name not in failed]
+        ours = {case.name: case for case in done if case.name in contest.ours}
+        traced = [case for case in ours.values() if case.devices]
+        if profile and traced:
+            with _noted(failed, "trace"):
+                timing.trace(traced, profile)
+    kind = device_mesh.devices.flat[0].device_kind
     return {
         "stage": contest.stage,
         "unit": contest.unit,
-        "missing": missing,
+        "failed": failed,
         "load_average": list(os.getloadavg()),
-        "rows": [
-            _row(case, own, timed[0], kind) for case, own in zip(cases, timed, strict=True)
-        ],
-        "roofline": roofline.places({ours.name: ours}, rates, limits, device_mesh.size),
+        "rows": [_row(case, rates, ours, kind) for case in done],
+        "roofline": roofline.places(ours, rates, limits, device_mesh.size),
     }  # fmt: skip
 
 
 def _row(
-    case: Case, own: Sequence[float], ours: Sequence[float], device_kind: str
+    case: Case, rates: Mapping[str, Sequence[float]], ours: Mapping[str, Case], device_kind: str
 ) -> dict[str, Any]:
+    own = rates[case.name]
     rate = timing.Spread.of(own)
+    counted = next((c for c in (case, *ours.values()) if c.flops), None)
     peak = devices.peak_flops(device_kind, case.dtype)
     used = None
-    if peak and case.flops:
-        used = dataclasses.asdict(rate.times(case.flops / case.images / peak / case.devices))
+    if peak and counted:
+        used = rate.times(counted.flops / counted.images / peak / case.devices)
+    compile_ = case.compile_seconds
     return {
         "name": case.name,
+        "ours": case.name in ours,
         "batch": case.images,
         "dtype": case.dtype or None,
         "rate": dataclasses.asdict(rate),
-        "utilisation": used,
+        "utilisation": used and dataclasses.asdict(used),
         "memory_bytes": case.memory or None,
-        "compile_seconds": case.compile_seconds,
-        "ours_over_it": timing.ratio(case.name, ours, own),
+        "compile_seconds": compile_ if compile_ is None else compile_ + (case.lower_seconds or 0),
+        "ours_over_it": [timing.ratio(name, rates[name], own) for name in ours],
     }
 
 
 def best(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The peer's fastest row."""
-    peers = rows[1:]
+    """The fastest row of another library."""
+    peers = [row for row in rows if not row["name"].startswith("lt_jax")]
     return max(peers, key=lambda row: row["rate"]["median"]) if peers else None
 
 
@@ -105,25 +123,34 @@ def table(result: Mapping[str, Any]) -> str:
     number, spread = timing.number, timing.spread
     lines = [
         f"{result['device']['count']} x {result['device']['kind']}, n = {result['repetitions']}: "
-        "median (least - greatest)",
+        "median (least - greatest). Compile: tracing, lowering and compiling; of PyTorch, what a "
+        "first call takes longer than a second. lt_jax / it: of each of ours in turn.",
         "",
         "| stage | program | batch | a second | MFU | MiB | compile, s | lt_jax / it |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for contest in result["contests"]:
-        for index, row in enumerate(contest["rows"]):
-            stage = f"{contest['stage']} ({contest['unit']})" if index == 0 else ""
-            name = f"**lt_jax**, {row['dtype'] or 'host'}" if index == 0 else row["name"]
+        stage = f"{contest['stage']} ({contest['unit']})"
+        for row in contest["rows"]:
+            name = f"**{row['name']}**, {row['dtype'] or 'host'}" if row["ours"] else row["name"]
             used, memory = row["utilisation"], row["memory_bytes"]
+            ratios = (
+                "1" if ratio["name"] == row["name"] else spread(ratio)
+                for ratio in row["ours_over_it"]
+            )
             lines.append(
                 f"| {stage} | {name} | {row['batch']} | {spread(row['rate'])} "
                 f"| {'n/a' if used is None else format(used['median'], '.1%')} "
                 f"| {number(memory and memory / 2**20)} | {number(row['compile_seconds'])} "
-                f"| {'1' if index == 0 else spread(row['ours_over_it'])} |"
+                f"| {'; '.join(ratios)} |"
             )
-        lines += [f"| | left out: {reason} | | | | | | |" for reason in contest["missing"]]
+            stage = ""
+        for name, reason in contest["failed"].items():
+            told = reason.replace("|", "/")
+            lines.append(f"| {stage} | {name} | | {told} | | | | |")
+            stage = ""
     places = [
-        {**place, "name": contest["stage"]}
+        {**place, "name": f"{contest['stage']}: {place['name']}"}
         for contest in result["contests"]
         for place in contest["roofline"]
     ]
@@ -143,40 +170,69 @@ def versions() -> dict[str, str]:
 
 def run(
     suite: str,
-    only: str,
+    only: Sequence[str],
     device_mesh: Mesh,
     *,
     repetitions: int,
     seconds: float,
     profile: pathlib.Path | None = None,
+    out: str | None = None,
 ) -> dict[str, Any]:
-    """All contests of a suite whose stage has `only` in it."""
+    """All contests of a suite whose stage has one of `only` in it; `out` is written after each.
+
+    Raises:
+      NoContestError: there is none.
+    """
+    every = contests.SUITES[suite]()
+    chosen = [c for c in every if not only or any(part in c.stage for part in only)]
+    if not chosen:
+        stages = "; ".join(contest.stage for contest in every)
+        raise NoContestError(f"--only={','.join(only)} is in no stage of {suite}: {stages}")
     limits = devices.limits(device_mesh)
-    found = []
-    for contest in contests.SUITES[suite]():
-        if only not in contest.stage:
-            continue
-        told = measure(
-            contest, device_mesh, limits, repetitions=repetitions, seconds=seconds, profile=profile
-        )
-        found.append(told)
-        line = f"{contest.stage}: {timing.spread(told['rows'][0]['rate'])} {contest.unit}"
-        if fastest := best(told["rows"]):
-            line += f"; {timing.spread(fastest['ours_over_it'])} times {fastest['name']}"
-        print(line, file=sys.stderr)
-        jax.clear_caches()
-        gc.collect()
     device = device_mesh.devices.flat[0]
-    return {
-        "version": 1,
+    result: dict[str, Any] = {
+        "version": 2,
         "suite": suite,
         "device": {"platform": device.platform, "kind": device.device_kind,
                    "count": device_mesh.size},
         "versions": versions(),
         "repetitions": repetitions,
         "limits": dataclasses.asdict(limits),
-        "contests": found,
+        "contests": [],
     }  # fmt: skip
+    for contest in chosen:
+        told = measure(
+            contest, device_mesh, limits, repetitions=repetitions, seconds=seconds, profile=profile
+        )
+        result["contests"].append(told)
+        if out:
+            timing.save(out, result)
+        print(_line(told), file=sys.stderr)
+        _forget()
+    return result
+
+
+def _line(told: Mapping[str, Any]) -> str:
+    """What a contest came to."""
+    parts = [
+        f"{row['name']} {timing.spread(row['rate'])} {told['unit']}"
+        for row in told["rows"]
+        if row["ours"]
+    ]
+    if fastest := best(told["rows"]):
+        times = " and ".join(timing.spread(ratio) for ratio in fastest["ours_over_it"])
+        parts.append(f"{times} times {fastest['name']}")
+    return f"{told['stage']}: " + "; ".join([*parts, *map(": ".join, told["failed"].items())])
+
+
+def _forget() -> None:
+    """Gives back what a contest's programs held."""
+    jax.clear_caches()
+    gc.collect()
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()  # of which JAX would else see nothing
 
 
 def _main(_: list[str]) -> None:
@@ -191,18 +247,16 @@ def _main(_: list[str]) -> None:
     result = run(
         values.suite, values.only, device_mesh,
         repetitions=values.repetitions, seconds=values.seconds,
-        profile=pathlib.Path(values.profile) if values.profile else None,
+        profile=pathlib.Path(values.profile) if values.profile else None, out=values.out,
     )  # fmt: skip
     print(table(result))
-    if values.out:
-        timing.save(values.out, result)
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("suite", "cpu", sorted(contests.SUITES), "which contests")
-    flags.DEFINE_string("only", "", "those whose stage has this in it")
+    flags.DEFINE_list("only", [], "those whose stage has one of these in it")
     flags.DEFINE_string("profile", None, "folder for a trace of our programs")
-    flags.DEFINE_integer("repetitions", 5, "timed turns of each program", lower_bound=1)
+    flags.DEFINE_integer("repetitions", 3, "timed turns of each program", lower_bound=1)
     flags.DEFINE_float("seconds", 1.0, "that a turn of a program lasts, about", lower_bound=0.0)
-    flags.DEFINE_string("out", None, "JSON file to write")
+    flags.DEFINE_string("out", None, "JSON file, written after each contest")
     command.experiment(_main)

@@ -8,7 +8,7 @@ all of it runs.
 import dataclasses
 import importlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,15 +16,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from experiments.throughput import cases as cases_lib
-from experiments.throughput import mixing, sampling
+from experiments.throughput import mixing, peers, sampling
 from experiments.throughput.cases import Case
+from experiments.throughput.peers import Mode
 from lt_jax import config as config_lib
 from lt_jax.config import AugmentConfig, Config, ViTConfig
 from lt_jax.config.mixing import MixingConfig, PolicyConfig, ProxyConfig
 from lt_jax.data.images import ArrayImages
 from lt_jax.mixing.learn import Learner
 
-Make = Callable[[Mesh, pathlib.Path], list[Case]]
+Make = Callable[[Mesh, pathlib.Path], Case]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,76 +35,85 @@ class Contest:
     Attributes:
       stage: what is done, and how large.
       unit: of which so many are done in a second.
-      ours: cases of lt_jax, on a mesh; a folder is for files. The first one is compared.
-      peers: each gives cases; one may raise PeerMissingError.
+      ours: makes our programs, by name, on a mesh; a folder is for files. Each is compared with
+        all others.
+      peers: makes the others. One that counts no FLOPs has those of our first program.
     """
 
     stage: str
     unit: str
-    ours: Make
-    peers: tuple[Make, ...]
+    ours: Mapping[str, Make]
+    peers: Mapping[str, Make]
 
 
-def _peer(module: str, function: str, *args: Any) -> Make:
-    def make(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
-        found = importlib.import_module(f"experiments.throughput.peers.{module}")
-        made = getattr(found, function)(*args)
-        return made if isinstance(made, list) else [made]
+def _peers(
+    name: str, module: str, function: str, modes: Sequence[Mode], *args: Any
+) -> dict[str, Make]:
+    """A program for each mode; its module is imported when it is made."""
 
-    return make
+    def make(mode: Mode) -> Make:
+        def made(device_mesh: Mesh, folder: pathlib.Path) -> Case:
+            found = importlib.import_module(f"experiments.throughput.peers.{module}")
+            return getattr(found, function)(*args, mode)
+
+        return made
+
+    return {f"{name}, {mode.name}": make(mode) for mode in modes}
 
 
 def _ours(make: Callable[..., Case], *args: Any) -> Make:
-    return lambda device_mesh, folder: [make(*args, device_mesh)]
+    return lambda device_mesh, folder: make(*args, device_mesh)
 
 
-def unet(stage: str, config: Config, classes: int, modes: int = 5) -> Contest:
-    """Training of the generator; `modes` of PyTorch's are tried."""
+def unet(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> Contest:
+    """Training of the generator; diffusers in the first and last of the modes."""
+    ends = modes[0], modes[-1]
     return Contest(
         f"generator training, {stage}", "images/s",
-        _ours(cases_lib.generator_training, config, classes),
-        (_peer("torch_unet", "cases", config, classes, modes),
-         _peer("diffusers_unet", "trainings", config, classes, modes)),
+        {"lt_jax": _ours(cases_lib.generator_training, config, classes)},
+        _peers("PyTorch", "torch_unet", "case", modes, config, classes)
+        | _peers("diffusers", "diffusers_unet", "training", ends, config, classes),
     )  # fmt: skip
 
 
-def vit(stage: str, config: Config, classes: int, modes: int = 4) -> Contest:
+def vit(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> Contest:
     """Training of the classifier."""
     return Contest(
         f"classifier training, {stage}", "images/s",
-        _ours(cases_lib.classifier_training, config, classes),
-        (_peer("timm_vit", "cases", config, classes, modes),),
+        {"lt_jax": _ours(cases_lib.classifier_training, config, classes)},
+        _peers("timm", "timm_vit", "case", modes, config, classes),
     )  # fmt: skip
 
 
-def images(stage: str, config: Config, classes: int, modes: int = 2) -> Contest:
+def images(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> Contest:
     """Sampling."""
     return Contest(
         f"sampling, {stage}", "images/s",
-        _ours(sampling.images_alone, config, classes),
-        (_peer("diffusers_unet", "sampling", config, classes, modes),),
+        {"lt_jax": _ours(sampling.images_alone, config, classes)},
+        _peers("diffusers", "diffusers_unet", "sampling", modes, config, classes),
     )  # fmt: skip
 
 
-def busgen(stage: str, config: Config, classes: int) -> Contest:
+def busgen(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> Contest:
     """BUSGen as we sample it, against its published settings in diffusers and in our own program.
 
     The published sampler, a single-step one of order 3, asks the network as often a step as ours;
-    for our own row its place is taken by DPM-Solver++(2M), which costs the same.
+    for our own row its place is taken by DPM-Solver++(2M), which costs the same. Its float32 is
+    XLA's: TF32 on a GPU.
     """
-    slow = cases_lib.with_dtype(
-        _synthesize(config, steps=50, batch_size=1), "float32"
-    )  # as published
+    alone = cases_lib.with_dtype(_synthesize(config, steps=50, batch_size=1), "float32")
 
-    def published(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+    def published(device_mesh: Mesh, folder: pathlib.Path) -> Case:
         one = Mesh(device_mesh.devices[:1], device_mesh.axis_names)
-        case = sampling.images_alone(slow, classes, one)
-        return [dataclasses.replace(case, name="lt_jax, batch 1, float32, 50 steps")]
+        return sampling.images_alone(alone, classes, one)
 
     return Contest(
         f"sampling, {stage}", "images/s",
-        _ours(sampling.images_alone, config, classes),
-        (published, _peer("diffusers_unet", "published", config, classes)),
+        {f"lt_jax, {steps} guided steps": _ours(
+            sampling.images_alone, _synthesize(config, steps=steps), classes
+        ) for steps in (config.synthesize.steps, 20)},
+        {"lt_jax, published settings": published}
+        | _peers("diffusers", "diffusers_unet", "published", modes, config, classes),
     )  # fmt: skip
 
 
@@ -114,29 +124,28 @@ def loader(stage: str, config: Config, classes: int, workers: int) -> Contest:
     size = config.classify.batch_size
     source = "memory" if "memory" in stage else "JPEG files"
 
-    def ours(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
-        made = cases_lib.loaders(config, classes, folder)
-        chosen = [case for case in made if case.name.endswith(source)]
-        for case in made:
-            if case not in chosen:
-                case.close()
+    def ours(device_mesh: Mesh, folder: pathlib.Path) -> Case:
+        made = {case.name: case for case in cases_lib.loaders(config, classes, folder)}
+        chosen = made.pop(f"loader, {source}")
+        for case in made.values():
+            case.close()
         return chosen
 
-    def peer(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+    def peer(device_mesh: Mesh, folder: pathlib.Path) -> Case:
         module = importlib.import_module("experiments.throughput.peers.torch_loader")
         store: Any = ArrayImages(folder / "images.npy")
         labels = np.arange(len(store)) % classes
         if source != "memory":
             store = cases_lib.files(config, len(store), folder)
-        return [module.case("DataLoader", store, labels, size, workers)]
+        return module.case("DataLoader", store, labels, size, workers)
 
-    return Contest(f"loader, {stage}", "images/s", ours, (peer,))
+    return Contest(f"loader, {stage}", "images/s", {"lt_jax": ours}, {"DataLoader": peer})
 
 
 def policy(stage: str, config: PolicyConfig, mixed: MixingConfig) -> Contest:
-    """Learning of the mixing policy: episodes and updates."""
+    """Learning of the mixing policy: episodes and updates; the peer's on the CPU."""
 
-    def ours(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+    def ours(device_mesh: Mesh, folder: pathlib.Path) -> Case:
         learner = Learner(config, mixing.environment(mixed))
         state = jax.jit(learner.init)(jax.random.key(0))
         update, lower, compile_ = cases_lib.compile_apart(jax.jit(learner.update), state)
@@ -147,18 +156,19 @@ def policy(stage: str, config: PolicyConfig, mixed: MixingConfig) -> Contest:
             return told
 
         steps = config.episodes * learner.environment.rounds
-        return [
-            Case(
-                "policy", call, steps, dtype="float32", devices=1, lower_seconds=lower,
-                compile_seconds=compile_, memory=cases_lib.held_bytes(update),
-            )
-        ]  # fmt: skip
+        return Case(
+            "policy", call, steps, dtype="float32", devices=1, lower_seconds=lower,
+            compile_seconds=compile_, memory=cases_lib.held_bytes(update),
+        )  # fmt: skip
 
-    def peer(device_mesh: Mesh, folder: pathlib.Path) -> list[Case]:
+    def peer(device_mesh: Mesh, folder: pathlib.Path) -> Case:
         module = importlib.import_module("experiments.throughput.peers.torch_ppo")
-        return [module.case(mixing.environment(mixed), config)]
+        return module.case(mixing.environment(mixed), config)
 
-    return Contest(f"policy, {stage}", "environment steps/s", ours, (peer,))
+    return Contest(
+        f"policy, {stage}", "environment steps/s", {"lt_jax": ours},
+        {"Python-loop PPO, on the CPU": peer},
+    )  # fmt: skip
 
 
 def load(path: str) -> Config:
@@ -204,14 +214,17 @@ def cpu() -> list[Contest]:
     digits = _plain(load("configs/digits.py"), 128)
     small = dataclasses.replace(digits.classify.model.vit, position="learned", pool="token")
     return [
-        unet("digits, 8 px", digits, 10),
-        images("digits, 8 px, 20 guided steps", digits, 10),
-        vit("digits' ViT, 8 px", _with_vit(digits, small), 10),
-        vit("ViT-S/16, 224 px", _with_vit(_pictures(digits, 224, 4), S16), 1000),
+        unet("digits, 8 px", digits, 10, peers.CONVOLUTIONS),
+        images("digits, 8 px, 20 guided steps", digits, 10, peers.CONVOLUTIONS[::4]),
+        vit("digits' ViT, 8 px", _with_vit(digits, small), 10, peers.TRANSFORMERS),
+        vit(
+            "ViT-S/16, 224 px", _with_vit(_pictures(digits, 224, 4), S16), 1000,
+            peers.TRANSFORMERS,
+        ),
         loader("JPEG files to 64 px", _pictures(digits, 64, 32), 10, 0),
         loader("memory, 8 px", digits, 10, 0),
         policy("16 episodes", PolicyConfig(episodes=16), MixingConfig()),
-    ]
+    ]  # fmt: skip
 
 
 def gpu() -> list[Contest]:
@@ -219,16 +232,22 @@ def gpu() -> list[Contest]:
     cifar = _plain(load("configs/cifar10_lt.py"), 512)
     small = dataclasses.replace(S16, dtype="bfloat16")
     bus = load("configs/busgen.py")
+    modes = peers.GPU_CONVOLUTIONS
     return [
-        unet("CIFAR UNet, 32 px", cifar, 10),
-        vit("ViT-S/16, 224 px", _with_vit(_pictures(cifar, 224, 256), small), 1000),
-        images("CIFAR UNet, 32 px, 50 guided steps", _synthesize(cifar, batch_size=512), 10),
-        busgen("BUSGen, 160 px, 50 guided steps", bus, 3),
-        busgen("BUSGen, 160 px, 20 guided steps", _synthesize(bus, steps=20), 3),
+        unet("CIFAR UNet, 32 px", cifar, 10, modes),
+        vit(
+            "ViT-S/16, 224 px", _with_vit(_pictures(cifar, 224, 256), small), 1000,
+            peers.GPU_TRANSFORMERS,
+        ),
+        images(
+            "CIFAR UNet, 32 px, 50 guided steps", _synthesize(cifar, batch_size=512), 10,
+            (modes[0], modes[-1]),
+        ),
+        busgen("BUSGen, 160 px", bus, 3, peers.PUBLISHED),
         loader("JPEG files to 224 px", _pictures(cifar, 224, 256), 10, 16),
         loader("memory, 32 px", cifar, 10, 0),
         policy("64 episodes", PolicyConfig(episodes=64), MixingConfig()),
-    ]
+    ]  # fmt: skip
 
 
 def tiny() -> list[Contest]:
@@ -248,10 +267,10 @@ def tiny() -> list[Contest]:
     mixed = MixingConfig(rounds=2, proxy=ProxyConfig(batch_size=8, minibatches=2))
     learner = PolicyConfig(episodes=2, width=4, epochs=1, minibatches=1)
     return [
-        unet("8 px", base, 3, 1),
-        images("8 px", base, 3, 1),
-        busgen("8 px", base, 3),
-        vit("8 px", _with_vit(_pictures(base, 8, 4), vit_config), 3, 1),
+        unet("8 px", base, 3, (peers.EAGER,)),
+        images("8 px", base, 3, (peers.EAGER,)),
+        busgen("BUSGen at 8 px", base, 3, peers.PUBLISHED[:2]),
+        vit("8 px", _with_vit(_pictures(base, 8, 4), vit_config), 3, (peers.EAGER,)),
         loader("JPEG files to 8 px", _pictures(base, 8, 4), 3, 0),
         loader("memory, 8 px", base, 3, 0),
         policy("2 episodes", learner, mixed),

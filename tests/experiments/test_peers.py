@@ -48,6 +48,13 @@ def test_a_missing_library_names_the_command():
         peers.load("no_such_library.at_all")
 
 
+def test_a_library_that_does_not_load_is_told_with_the_reason(tmp_path, monkeypatch):
+    (tmp_path / "broken_library.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(peers.PeerMissingError, match=r"broken_library .*\(operator nms does not"):
+        peers.load("broken_library")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -84,10 +91,19 @@ def test_every_mode_learns_a_batch(config):
     generator = dataclasses.replace(config.generator, optimizer=optimizer)
     config = dataclasses.replace(config, generator=generator)
     unet.torch.manual_seed(0)
-    for case in unet.cases(config, CLASSES, 3):  # compiled modes, which come last, take long
+    for mode in (*peers.CONVOLUTIONS[:3], peers.GPU_CONVOLUTIONS[1]):  # those not compiled
+        case = unet.case(config, CLASSES, mode)
         losses = [float(case.call()) for _ in range(40)]
         assert np.mean(losses[-15:]) < np.mean(losses[:15]), case.name
         assert case.images == config.generator.batch_size
+
+
+def test_products_are_in_tf32_where_the_mode_says_so():
+    step = peer("torch_step")
+    for mode, precision in ((peers.EAGER, "high"), (peers.PUBLISHED[0], "highest")):
+        with step.running(mode):
+            assert step.torch.get_float32_matmul_precision() == precision
+    assert [mode.dtype for mode in peers.PUBLISHED] == ["", "float32", "float32"]
 
 
 def test_pytorch_shifts_and_flips_as_we_do():
@@ -128,11 +144,14 @@ def test_diffusers_network_is_of_about_our_size_and_samples(config):
     generator = cases.generator_of(config, CLASSES)
     ratio = diffusers.parameters(diffusers.matched(generator)) / module.count(generator.abstract())
     assert 0.8 < ratio < 1.25
-    (case,) = diffusers.sampling(config, CLASSES, 1)
+    case = diffusers.sampling(config, CLASSES, peers.EAGER)
     images = case.call()
     size, (side, _, channels) = config.synthesize.batch_size, generator.image_shape
     assert images.shape == (size, channels, side, side) and images.dtype == np.uint8
     assert case.evaluations == 2 * config.synthesize.steps * size
+    assert case.flops == case.evaluations * diffusers.forward_flops(generator)
+    # Three by three convolutions of every place: far more than two a parameter.
+    assert diffusers.forward_flops(generator) > 4 * module.count(generator.abstract())
 
 
 def test_the_python_loop_learns_by_ppo():

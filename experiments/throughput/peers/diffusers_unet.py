@@ -1,24 +1,25 @@
 """diffusers' UNet2DModel of about as many parameters as our UNet: its training, and DPM-Solver++.
 
 Its blocks are not ours (resampling by convolutions of their own, another embedding), so widths are
-chosen to match the count of parameters; `width` says what came out.
+chosen to match the count of parameters: its arithmetic is another, and counted by PyTorch.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.throughput.cases import Case, generator_of, random_batch
-from experiments.throughput.peers import load, torch_step, torch_unet
-from experiments.throughput.peers.torch_step import Mode
+from experiments.throughput.peers import Mode, load, torch_step, torch_unet
 from lt_jax.config import Config
 from lt_jax.diffusion.generator import Generator
 from lt_jax.models import module
 
 torch, diffusers = load("torch"), load("diffusers")
+unet_2d = load("diffusers.models.unets.unet_2d")  # which the library loads when it is asked for
+flop_counter = load("torch.utils.flop_counter")
 
 GROUPS = 8  # of its norms: widths are multiples of it
 STEPS = 1000  # its process is discrete
-MODES = (torch_step.MODES[0], torch_step.MODES[-1])
 
 
 def make(generator: Generator, widths: Sequence[int]) -> Any:
@@ -26,7 +27,7 @@ def make(generator: Generator, widths: Sequence[int]) -> Any:
     config, (side, _, channels) = generator.config.model, generator.image_shape
     attends = [side >> level in config.attention_resolutions for level in range(len(widths))]
     going_up = config.attention == "everywhere"
-    return diffusers.UNet2DModel(
+    return unet_2d.UNet2DModel(
         sample_size=side, in_channels=channels, out_channels=channels,
         layers_per_block=config.blocks, block_out_channels=tuple(widths),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -39,19 +40,35 @@ def make(generator: Generator, widths: Sequence[int]) -> Any:
     )  # fmt: skip
 
 
-def matched(generator: Generator) -> Any:
-    """The one whose number of parameters is nearest to that of ours."""
+@functools.cache
+def matched_widths(generator: Generator) -> tuple[int, ...]:
+    """Those with which the number of parameters is nearest to that of ours."""
     target = module.count(generator.abstract())
 
-    def widths(tenths: int) -> list[int]:
+    def widths(tenths: int) -> tuple[int, ...]:
         scaled = [width * tenths / 20 for width in generator.config.model.channels]
-        return [max(GROUPS, GROUPS * round(width / GROUPS)) for width in scaled]
+        return tuple(max(GROUPS, GROUPS * round(width / GROUPS)) for width in scaled)
 
     def distance(tenths: int) -> int:
         with torch.device("meta"):
             return abs(parameters(make(generator, widths(tenths))) - target)
 
-    return make(generator, widths(min(range(10, 31), key=distance)))
+    return widths(min(range(10, 31), key=distance))
+
+
+def matched(generator: Generator) -> Any:
+    """The one whose number of parameters is nearest to that of ours."""
+    return make(generator, matched_widths(generator))
+
+
+@functools.cache
+def forward_flops(generator: Generator) -> int:
+    """Of `matched` and one image: products and convolutions, as PyTorch counts them."""
+    side, _, channels = generator.image_shape
+    with torch.device("meta"), flop_counter.FlopCounterMode(display=False) as counter:
+        label = torch.zeros(1, dtype=torch.long)
+        matched(generator)(torch.zeros(1, channels, side, side), torch.zeros(1), class_labels=label)
+    return counter.get_total_flops()
 
 
 def parameters(model: Any) -> int:
@@ -59,11 +76,10 @@ def parameters(model: Any) -> int:
     return sum(param.numel() for param in model.parameters())
 
 
-def trainings(config: Config, classes: int, modes: int = 2) -> list[Case]:
-    """Generator training with the loss of ours, in the first `modes` of `MODES`."""
-    generator = generator_of(config, classes)
+def training(config: Config, classes: int, mode: Mode) -> Case:
+    """Generator training with the loss of ours."""
+    generator, part = generator_of(config, classes), config.generator
     loss = torch_unet.make_loss(generator)
-    batch = random_batch(config, classes, config.generator.batch_size)
 
     def loss_of(network: Any, images: Any, labels: Any) -> Any:
         def asked(x_t: Any, log_snr: Any, told: Any) -> Any:
@@ -73,33 +89,26 @@ def trainings(config: Config, classes: int, modes: int = 2) -> list[Case]:
 
         return loss(asked, images, labels)
 
-    return [
-        torch_step.training(
-            "diffusers", matched(generator), loss_of, batch, config.generator.optimizer, mode,
-            config.generator.ema_decay,
-        )
-        for mode in MODES[:modes]
-    ]  # fmt: skip
+    return torch_step.training(
+        matched(generator), loss_of, random_batch(config, classes, part.batch_size),
+        part.optimizer, mode, part.ema_decay,
+        # A backward pass has a product for the weights and one for what goes in.
+        flops=3.0 * part.batch_size * forward_flops(generator),
+    )  # fmt: skip
 
 
-def sampling(config: Config, classes: int, modes: int = 2) -> list[Case]:
-    """DPM-Solver++ (2M) in as many guided steps as ours, to uint8 images on the host.
-
-    In the first `modes` of `MODES`.
-    """
+def sampling(config: Config, classes: int, mode: Mode) -> Case:
+    """DPM-Solver++ (2M) in as many guided steps as ours, to uint8 images on the host."""
     scheduler = diffusers.DPMSolverMultistepScheduler(
         num_train_timesteps=STEPS, algorithm_type="dpmsolver++", solver_order=2,
         prediction_type=_prediction(config),
     )  # fmt: skip
     part = config.synthesize
-    return [
-        _sampling("diffusers", config, classes, mode, scheduler, part.steps, part.batch_size)
-        for mode in MODES[:modes]
-    ]
+    return _sampling(config, classes, mode, scheduler, part.steps, part.batch_size)
 
 
-def published(config: Config, classes: int) -> Case:
-    """BUSGen's settings: the single-step DPM-Solver of order 3, 50 evaluations, batch 1, float32.
+def published(config: Config, classes: int, mode: Mode) -> Case:
+    """BUSGen's settings: the single-step DPM-Solver of order 3, 50 evaluations, batch 1.
 
     Each evaluation is guided, hence two of the network.
     """
@@ -107,7 +116,7 @@ def published(config: Config, classes: int) -> Case:
         num_train_timesteps=STEPS, algorithm_type="dpmsolver++", solver_order=3,
         lower_order_final=True, prediction_type=_prediction(config),
     )  # fmt: skip
-    return _sampling("published", config, classes, Mode("batch 1, float32"), scheduler, 50, 1)
+    return _sampling(config, classes, mode, scheduler, 50, 1)
 
 
 def _prediction(config: Config) -> str:
@@ -117,12 +126,12 @@ def _prediction(config: Config) -> str:
 
 
 def _sampling(
-    name: str, config: Config, classes: int, mode: Mode, scheduler: Any, steps: int, size: int
+    config: Config, classes: int, mode: Mode, scheduler: Any, steps: int, size: int
 ) -> Case:
     generator = generator_of(config, classes)
     where, scale = torch_step.device(), config.synthesize.guidance_scale
-    model = torch_step.placed(matched(generator).eval(), mode)
-    network = torch.compile(model) if mode.compiled else model
+    before = torch_step.allocated()
+    network = torch_step.compiled(torch_step.placed(matched(generator).eval(), mode), mode)
     side, _, channels = generator.image_shape
     told = torch.arange(size, device=where) % classes
     both = torch.cat([told, torch.full_like(told, classes)])
@@ -132,15 +141,15 @@ def _sampling(
         scheduler.set_timesteps(steps, device=where)
         x = torch.randn(size, channels, side, side, device=where)
         for t in scheduler.timesteps:
-            with torch_step.autocast(mode):
+            with torch_step.running(mode):
                 out = network(torch.cat([x, x]), t, class_labels=both, return_dict=False)[0]
             conditional, free = out.float().chunk(2)
             x = scheduler.step(free + scale * (conditional - free), t, x).prev_sample
         return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
-    seconds = torch_step.first_call(call) if mode.compiled else None
+    seconds, memory = torch_step.first_calls(call, before)
     return Case(
-        f"{name}, {mode.name}", call, size, evaluations=2 * steps * size,
-        dtype="bfloat16" if mode.amp else "float32", devices=1, compile_seconds=seconds,
-        memory=torch_step.memory(), wait=torch_step.wait,
+        mode.name, call, size, evaluations=2 * steps * size,
+        flops=2.0 * steps * size * forward_flops(generator), dtype=mode.dtype, devices=1,
+        compile_seconds=seconds if mode.compiled else None, memory=memory, wait=torch_step.wait,
     )  # fmt: skip

@@ -3,19 +3,11 @@
 from typing import Any
 
 from experiments.throughput.cases import Case, random_batch, shape_of
-from experiments.throughput.peers import load, torch_step
-from experiments.throughput.peers.torch_step import Mode
+from experiments.throughput.peers import Mode, load, torch_step
 from lt_jax.config import Config, ViTConfig
 from lt_jax.models.vit import size_of
 
 torch, transformer = load("torch"), load("timm.models.vision_transformer")
-
-MODES = (
-    Mode("eager"),
-    Mode("AMP", amp=True),
-    Mode("compiled", compiled=True),
-    Mode("compiled, AMP", compiled=True, amp=True),
-)
 
 
 def make(config: ViTConfig, side: int, channels: int, classes: int) -> Any:
@@ -29,20 +21,16 @@ def make(config: ViTConfig, side: int, channels: int, classes: int) -> Any:
     )  # fmt: skip
 
 
-def cases(config: Config, classes: int, modes: int = len(MODES)) -> list[Case]:
-    """Classifier training in the first `modes` of `MODES`."""
+def case(config: Config, classes: int, mode: Mode) -> Case:
+    """Classifier training."""
     part = config.classify
     side, _, channels = shape_of(config)
-    batch = random_batch(config, classes, part.batch_size)
 
     def loss_of(network: Any, images: Any, labels: Any) -> Any:
         logits = network(torch_step.augmented(images, part.augment))
         return torch.nn.functional.cross_entropy(logits.float(), labels)
 
-    return [
-        torch_step.training(
-            "timm", make(part.model.vit, side, channels, classes), loss_of, batch,
-            part.optimizer, mode,
-        )
-        for mode in MODES[:modes]
-    ]  # fmt: skip
+    return torch_step.training(
+        make(part.model.vit, side, channels, classes), loss_of,
+        random_batch(config, classes, part.batch_size), part.optimizer, mode,
+    )  # fmt: skip

@@ -150,6 +150,6 @@ class PPO:
 
 
 def case(env: ProxyEnv, config: PolicyConfig) -> Case:
-    """Environment steps, learning included."""
+    """Environment steps, learning included; on the CPU, where small operations wait least."""
     learner = PPO(env, config)
     return Case("Python-loop PPO", learner.update, config.episodes * env.rounds)

@@ -4,7 +4,6 @@ Everything that our compiled step does is done: host batch to device, augmentati
 clipping, AdamW, and the average of the parameters where there is one.
 """
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,29 +11,11 @@ from typing import Any
 import numpy as np
 
 from experiments.throughput.cases import Case
-from experiments.throughput.peers import load
+from experiments.throughput.peers import Mode, load
 from lt_jax.config import AugmentConfig, OptimizerConfig
 
 torch = load("torch")
-
-
-@dataclasses.dataclass(frozen=True)
-class Mode:
-    """How PyTorch runs it: through `torch.compile`, channels last, in bfloat16 by autocast."""
-
-    name: str
-    compiled: bool = False
-    channels_last: bool = False
-    amp: bool = False
-
-
-MODES = (
-    Mode("eager"),
-    Mode("channels last", channels_last=True),
-    Mode("AMP", amp=True),
-    Mode("compiled", compiled=True),
-    Mode("compiled, channels last, AMP", compiled=True, channels_last=True, amp=True),
-)
+torch.backends.cudnn.benchmark = True  # shapes stay; without CUDA it does nothing
 
 
 def device() -> str:
@@ -49,14 +30,21 @@ def wait(result: Any) -> None:
 
 
 def placed(model: Any, mode: Mode) -> Any:
-    """The model on its device, in the memory format of `mode`; TF32 products, as XLA's default."""
-    torch.set_float32_matmul_precision("high")
+    """The model on its device, in the memory format of `mode`."""
     memory = torch.channels_last if mode.channels_last else torch.contiguous_format
     return model.to(device(), memory_format=memory)
 
 
-def autocast(mode: Mode) -> Any:
-    """The context of a forward pass."""
+def compiled(function: Any, mode: Mode) -> Any:
+    """A module or function as `mode` runs it."""
+    if not mode.compiled:
+        return function
+    return torch.compile(function, mode="reduce-overhead" if mode.graphs else None)
+
+
+def running(mode: Mode) -> Any:
+    """The context of a forward pass. How float32 products are made is set for the whole process."""
+    torch.set_float32_matmul_precision("high" if mode.tf32 else "highest")
     return torch.autocast(device(), dtype=torch.bfloat16, enabled=mode.amp)
 
 
@@ -79,29 +67,28 @@ def augmented(images: Any, config: AugmentConfig) -> Any:
 
 
 def training(
-    name: str,
     model: Any,
     loss_of: Callable[[Callable, Any, Any], Any],
     batch: Mapping[str, np.ndarray],
     optimizer: OptimizerConfig,
     mode: Mode,
     ema_decay: float = 0.0,
+    flops: float = 0.0,
 ) -> Case:
-    """A case of one update, called `name, mode`.
+    """A case of one update, called by the mode's name.
 
     Args:
-      name: of the peer.
       model: a `torch.nn.Module`; its parameters are changed.
-      loss_of: `(network, images uint8 [b h w c], labels [b]) -> scalar`, where `network` is the
-        model as `mode` runs it.
+      loss_of: `(model, images uint8 [b h w c], labels [b]) -> scalar`, compiled with the model.
       batch: as of the loader.
       optimizer: rates and clipping; the rate stays as it is.
       mode: how it runs.
       ema_decay: of the parameters' average; 0: none is kept.
+      flops: of one update; 0: those of our network.
     """
-    where = device()
+    where, before = device(), allocated()
     model = placed(model, mode).train()
-    network = torch.compile(model) if mode.compiled else model
+    loss_in_mode = compiled(lambda images, labels: loss_of(model, images, labels), mode)
     params = list(model.parameters())
     average = [param.detach().clone() for param in params] if ema_decay else []
     adamw = torch.optim.AdamW(
@@ -110,11 +97,13 @@ def training(
     )  # fmt: skip
     images = torch.from_numpy(batch["image"])
     labels = torch.from_numpy(batch["label"].astype(np.int64))
+    if where == "cuda":  # from other memory nothing is copied while the host goes on
+        images, labels = images.pin_memory(), labels.pin_memory()
 
     def call() -> Any:
         at = images.to(where, non_blocking=True), labels.to(where, non_blocking=True)
-        with autocast(mode):
-            loss = loss_of(network, *at)
+        with running(mode):
+            loss = loss_in_mode(*at)
         adamw.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, optimizer.clip_norm)
@@ -123,24 +112,34 @@ def training(
             torch._foreach_lerp_(average, [param.detach() for param in params], 1 - ema_decay)
         return loss.detach()
 
-    seconds = first_call(call)
+    seconds, memory = first_calls(call, before)
     return Case(
-        f"{name}, {mode.name}", call, len(labels), dtype="bfloat16" if mode.amp else "float32",
-        devices=1, compile_seconds=seconds if mode.compiled else None, memory=memory(), wait=wait,
+        mode.name, call, len(labels), flops=flops, dtype=mode.dtype, devices=1,
+        compile_seconds=seconds if mode.compiled else None, memory=memory, wait=wait,
     )  # fmt: skip
 
 
-def first_call(call: Callable[[], Any]) -> float:
-    """Seconds of a first call, which compiles."""
+def first_calls(call: Callable[[], Any], before: int) -> tuple[float, int]:
+    """Makes two calls.
+
+    Returns:
+      Seconds that the first one took longer, for tracing and compiling; and the most bytes that
+      the second held on the GPU beyond `before`, 0 on a CPU, where PyTorch does not count.
+    """
+    first = _seconds(call)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    second = _seconds(call)
+    most = torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else 0
+    return max(first - second, 0.0), int(most)
+
+
+def allocated() -> int:
+    """Bytes on the GPU that PyTorch's tensors take now: those of other cases; 0 on a CPU."""
+    return int(torch.cuda.memory_allocated()) if torch.cuda.is_available() else 0
+
+
+def _seconds(call: Callable[[], Any]) -> float:
     since = time.perf_counter()
     wait(call())
     return time.perf_counter() - since
-
-
-def memory() -> int:
-    """Most bytes on the GPU so far, and forgets them; 0 on a CPU, where PyTorch does not count."""
-    if not torch.cuda.is_available():
-        return 0
-    most = torch.cuda.max_memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    return int(most)

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.throughput.cases import Case, generator_of, random_batch
-from experiments.throughput.peers import load, torch_network, torch_step
-from experiments.throughput.peers.torch_step import MODES
+from experiments.throughput.cases import Case, generator_of, init, random_batch
+from experiments.throughput.peers import Mode, load, torch_network, torch_step
 from lt_jax.config import Config
 from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.process import LOG_SNR_LIMIT
@@ -102,15 +101,11 @@ def make_loss(generator: Generator) -> Any:
     return loss_of
 
 
-def cases(config: Config, classes: int, modes: int = len(MODES)) -> list[Case]:
-    """Generator training from our parameters, in the first `modes` of `MODES`."""
+def case(config: Config, classes: int, mode: Mode) -> Case:
+    """Generator training from our parameters."""
     generator = generator_of(config, classes)
-    params = generator.init()
-    batch = random_batch(config, classes, config.generator.batch_size)
-    return [
-        torch_step.training(
-            "PyTorch", copied(model_of(generator), params), make_loss(generator), batch,
-            config.generator.optimizer, mode, config.generator.ema_decay,
-        )
-        for mode in MODES[:modes]
-    ]  # fmt: skip
+    part = config.generator
+    return torch_step.training(
+        copied(model_of(generator), init(generator)), make_loss(generator),
+        random_batch(config, classes, part.batch_size), part.optimizer, mode, part.ema_decay,
+    )  # fmt: skip

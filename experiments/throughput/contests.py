@@ -101,7 +101,7 @@ def busgen(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> C
     for our own row its place is taken by DPM-Solver++(2M), which costs the same. Its float32 is
     XLA's: TF32 on a GPU.
     """
-    alone = cases_lib.with_dtype(_synthesize(config, steps=50, batch_size=1), "float32")
+    alone = cases_lib.with_dtype(synthesize(config, steps=50, batch_size=1), "float32")
 
     def published(device_mesh: Mesh, folder: pathlib.Path) -> Case:
         one = Mesh(device_mesh.devices[:1], device_mesh.axis_names)
@@ -110,7 +110,7 @@ def busgen(stage: str, config: Config, classes: int, modes: Sequence[Mode]) -> C
     return Contest(
         f"sampling, {stage}", "images/s",
         {f"lt_jax, {steps} guided steps": _ours(
-            sampling.images_alone, _synthesize(config, steps=steps), classes
+            sampling.images_alone, synthesize(config, steps=steps), classes
         ) for steps in (config.synthesize.steps, 20)},
         {"lt_jax, published settings": published}
         | _peers("diffusers", "diffusers_unet", "published", modes, config, classes),
@@ -179,11 +179,12 @@ def load(path: str) -> Config:
     )
 
 
-def _synthesize(config: Config, **fields: Any) -> Config:
+def synthesize(config: Config, **fields: Any) -> Config:
+    """The config with these fields of its sampling."""
     return dataclasses.replace(config, synthesize=dataclasses.replace(config.synthesize, **fields))
 
 
-def _plain(config: Config, batch: int) -> Config:
+def plain(config: Config, batch: int) -> Config:
     """The generator with the plain loss, flips and shifts, and this batch in both trainings."""
     augment = AugmentConfig(shift=1)
     generator = dataclasses.replace(
@@ -193,12 +194,13 @@ def _plain(config: Config, batch: int) -> Config:
     return dataclasses.replace(config, generator=generator, classify=classify)
 
 
-def _with_vit(config: Config, vit: ViTConfig) -> Config:
+def with_vit(config: Config, vit: ViTConfig) -> Config:
+    """The config whose classifier is this ViT."""
     model = dataclasses.replace(config.classify.model, kind="vit", vit=vit)
     return dataclasses.replace(config, classify=dataclasses.replace(config.classify, model=model))
 
 
-def _pictures(config: Config, side: int, batch: int) -> Config:
+def pictures(config: Config, side: int, batch: int) -> Config:
     """The classifier on colour images of `side` pixels, with shifts and flips."""
     augment = AugmentConfig(shift=max(1, side // 16), horizontal_flip=True)
     classify = dataclasses.replace(config.classify, batch_size=batch, augment=augment)
@@ -211,17 +213,17 @@ S16 = ViTConfig(variant="S", patch_size=16, position="learned", pool="token")
 
 def cpu() -> list[Contest]:
     """The demo's networks, ViT-S/16 at a small batch, 64 px JPEG files."""
-    digits = _plain(load("configs/digits.py"), 128)
+    digits = plain(load("configs/digits.py"), 128)
     small = dataclasses.replace(digits.classify.model.vit, position="learned", pool="token")
     return [
         unet("digits, 8 px", digits, 10, peers.CONVOLUTIONS),
         images("digits, 8 px, 20 guided steps", digits, 10, peers.CONVOLUTIONS[::4]),
-        vit("digits' ViT, 8 px", _with_vit(digits, small), 10, peers.TRANSFORMERS),
+        vit("digits' ViT, 8 px", with_vit(digits, small), 10, peers.TRANSFORMERS),
         vit(
-            "ViT-S/16, 224 px", _with_vit(_pictures(digits, 224, 4), S16), 1000,
+            "ViT-S/16, 224 px", with_vit(pictures(digits, 224, 4), S16), 1000,
             peers.TRANSFORMERS,
         ),
-        loader("JPEG files to 64 px", _pictures(digits, 64, 32), 10, 0),
+        loader("JPEG files to 64 px", pictures(digits, 64, 32), 10, 0),
         loader("memory, 8 px", digits, 10, 0),
         policy("16 episodes", PolicyConfig(episodes=16), MixingConfig()),
     ]  # fmt: skip
@@ -229,22 +231,22 @@ def cpu() -> list[Contest]:
 
 def gpu() -> list[Contest]:
     """The networks of the GPU configs at batches that fill a card, in bfloat16."""
-    cifar = _plain(load("configs/cifar10_lt.py"), 512)
+    cifar = plain(load("configs/cifar10_lt.py"), 512)
     small = dataclasses.replace(S16, dtype="bfloat16")
     bus = load("configs/busgen.py")
     modes = peers.GPU_CONVOLUTIONS
     return [
         unet("CIFAR UNet, 32 px", cifar, 10, modes),
         vit(
-            "ViT-S/16, 224 px", _with_vit(_pictures(cifar, 224, 256), small), 1000,
+            "ViT-S/16, 224 px", with_vit(pictures(cifar, 224, 256), small), 1000,
             peers.GPU_TRANSFORMERS,
         ),
         images(
-            "CIFAR UNet, 32 px, 50 guided steps", _synthesize(cifar, batch_size=512), 10,
+            "CIFAR UNet, 32 px, 50 guided steps", synthesize(cifar, batch_size=512), 10,
             (modes[0], modes[-1]),
         ),
         busgen("BUSGen, 160 px", bus, 3, peers.PUBLISHED),
-        loader("JPEG files to 224 px", _pictures(cifar, 224, 256), 10, 16),
+        loader("JPEG files to 224 px", pictures(cifar, 224, 256), 10, 16),
         loader("memory, 32 px", cifar, 10, 0),
         policy("64 episodes", PolicyConfig(episodes=64), MixingConfig()),
     ]  # fmt: skip
@@ -252,14 +254,14 @@ def gpu() -> list[Contest]:
 
 def tiny() -> list[Contest]:
     """Everything at a size of no meaning, PyTorch eager."""
-    base = _plain(load("configs/digits.py"), 16)
+    base = plain(load("configs/digits.py"), 16)
     unet_config = dataclasses.replace(
         base.generator.model, channels=(8,), attention_resolutions=(), embedding=16
     )
     base = dataclasses.replace(
         base, generator=dataclasses.replace(base.generator, model=unet_config)
     )
-    base = _synthesize(base, steps=2, batch_size=4)
+    base = synthesize(base, steps=2, batch_size=4)
     vit_config = ViTConfig(
         variant="custom", width=16, depth=1, heads=2, mlp=16, patch_size=4, position="learned",
         pool="token",
@@ -270,8 +272,8 @@ def tiny() -> list[Contest]:
         unet("8 px", base, 3, (peers.EAGER,)),
         images("8 px", base, 3, (peers.EAGER,)),
         busgen("BUSGen at 8 px", base, 3, peers.PUBLISHED[:2]),
-        vit("8 px", _with_vit(_pictures(base, 8, 4), vit_config), 3, (peers.EAGER,)),
-        loader("JPEG files to 8 px", _pictures(base, 8, 4), 3, 0),
+        vit("8 px", with_vit(pictures(base, 8, 4), vit_config), 3, (peers.EAGER,)),
+        loader("JPEG files to 8 px", pictures(base, 8, 4), 3, 0),
         loader("memory, 8 px", base, 3, 0),
         policy("2 episodes", learner, mixed),
     ]

@@ -11,8 +11,8 @@ it, above arithmetic does.
 F is XLA's count of the lowered program, before fusion, since the compiled one calls libraries whose
 arithmetic XLA does not see; of a sampler, that of one evaluation of its network times their number.
 B is XLA's "bytes accessed" of the compiled program, after fusion: what each fused operation reads
-and writes, as if nothing stayed in a cache between two of them; what XLA leaves to a GPU's
-libraries is added (`library_calls.py`). A loop's body is counted once by XLA; it is multiplied by
+and writes, as if nothing stayed in a cache between two of them; on a GPU, where XLA counts none,
+it is counted so here (`kernels.py`). A loop's body is counted once by XLA; it is multiplied by
 its trips here, for a sampler, whose program is almost all loop.
 """
 

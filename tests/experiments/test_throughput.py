@@ -9,15 +9,12 @@ import pathlib
 import time
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.throughput import (
     cases,
     devices,
-    library_calls,
     roofline,
     sampling,
     throughput,
@@ -89,40 +86,6 @@ def test_devices_of_no_data_sheet_are_measured(probe):
 
 def test_calls_under_way_at_once_are_shared_out():
     assert 0.01 <= devices._best(time.sleep, 0.01, calls=3) < 0.02
-
-
-@pytest.mark.parametrize(
-    "gemm",
-    [
-        "%gemm.1 = (bf16[8,4]{1,0}, s8[64]{0}) custom-call(%x, %w)",
-        "gemm.1 = (bf16[8,4]{1,0:T(8,128)}, s8[64]{0}) custom-call(bf16[8,16] x, bf16[16,4] w)",
-    ],
-)
-def test_bytes_of_library_calls_are_operands_and_results(gemm):
-    text = f"""HloModule step
-
-ENTRY %main (x: bf16[8,16], w: bf16[16,4]) -> bf16[8,4] {{
-  %x = bf16[8,16]{{1,0}} parameter(0)
-  %w = bf16[16,4]{{1,0}} parameter(1)
-  {gemm}, custom_call_target="__cublas$gemm", backend_config={{"beta":0}}
-  %out = bf16[8,4]{{1,0}} get-tuple-element(%gemm.1), index=0
-  %other = f32[1000]{{0}} custom-call(%x), custom_call_target="Sharding"
-  ROOT %conv = (f32[2,2]{{1,0}}, f32[], u8[0]{{0}}) custom-call(%out), window={{size=3x3}}, \
-custom_call_target="__cudnn$convForward"
-}}
-"""
-    # Results without scratch space, then operands.
-    assert library_calls.moved_bytes(text) == 2 * (8 * 4 + 8 * 16 + 16 * 4) + (16 + 4) + 2 * 8 * 4
-
-
-def test_a_program_s_text_is_read_as_xla_writes_it():
-    text = jax.jit(lambda x, w: jnp.tanh(x @ w)).lower(*jnp.ones((2, 64, 64))).compile().as_text()
-    (root,) = (line for line in text.splitlines() if "ROOT" in line and "parameter(" not in line
-               and "calls=" in line)  # fmt: skip
-    called = f'{root}, custom_call_target="__cublas$gemm"'
-    operands = root.partition("(")[2].partition(")")[0].count("%")
-    assert library_calls.moved_bytes(text) == 0
-    assert library_calls.moved_bytes(text.replace(root, called)) == (1 + operands) * 4 * 64 * 64
 
 
 def test_every_part_is_timed(result):

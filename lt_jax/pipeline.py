@@ -168,22 +168,15 @@ class Pipeline:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""
         path = self.workdir / "config.json"
         new = json.loads(self._resolved())
-        if path.exists() and not accept_config_change:
-            # What changes no result may change between runs.
-            free = config_lib.free_paths(self.config)
-            changes = [
-                line
-                for line in differences(json.loads(path.read_text()), new)
-                if not line.startswith("config.runtime.") and line.partition(":")[0] not in free
-            ]
-            if changes:
-                raise config_lib.ConfigError(
-                    f"{self.workdir} holds a run of another config:\n  "
-                    + "\n  ".join(changes[:10])
-                    + "\nuse another --workdir (with --cache to share finished stages), or pass "
-                    "--accept_config_change: stages that the change touches are run again, "
-                    "nothing is deleted"
-                )
+        held = json.loads(path.read_text()) if path.exists() else new
+        if not accept_config_change and (changes := deciding(held, new)):
+            raise config_lib.ConfigError(
+                f"{self.workdir} holds a run of another config:\n  "
+                + "\n  ".join(changes[:10])
+                + "\nuse another --workdir (with --cache to share finished stages), or pass "
+                "--accept_config_change: stages that the change touches are run again, "
+                "nothing is deleted"
+            )
         files.write_atomically(path, self._resolved(), "the config")
 
     def _check_inputs(self, selected: Sequence[artifacts.Spec]) -> None:
@@ -208,6 +201,16 @@ class Pipeline:
         files.write_atomically(
             self.workdir / "metrics.jsonl", "".join(line + "\n" for line in lines), "metrics"
         )
+
+
+def deciding(old: Any, new: Any) -> list[str]:
+    """The `differences` of two configs but for what changes no result, which may always change."""
+    free = config_lib.free_paths(config_lib.Config())
+    return [
+        line
+        for line in differences(old, new)
+        if not line.startswith("config.runtime.") and line.partition(":")[0] not in free
+    ]
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:

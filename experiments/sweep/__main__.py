@@ -32,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(given: argparse.Namespace) -> None:
     out = given.out
-    cache = given.cache or out / "cache"
     sweep = definition.load(given.sweep)
     if given.search and sweep.search is None:
         raise SweepError(f"--search: {given.sweep} has no Search(space, objective, trials)")
     planned, source = [], None
+    states.check_sweep(out, sweep)
+    cache = states.cache_of(out, given.cache)
     if sweep.search is None:
         wanted = definition.trials(sweep)  # all are checked before anything is written
         with faults.lock(out):  # a sweep that is driven is not planned anew

@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from lt_jax import config as config_lib
@@ -20,10 +21,11 @@ from lt_jax import pipeline
 from lt_jax import specs as specs_lib
 from lt_jax.config import ConfigError, json_file
 from lt_jax.evaluate import metrics
-from lt_jax.sweep.space import SEEDS, Distribution, Overrides
+from lt_jax.sweep.space import SEEDS, Overrides, check_space
 
 STAGES = tuple(stage for stage in specs_lib.STAGES if stage != "report")  # none opens the test set
 SPLITS = ("val", "policy_val")
+DIGITS, EXACT = 4, 0  # of a number that is told; 0: as many as it has
 _NAME = 10  # hex digits of a trial's name
 
 
@@ -38,7 +40,7 @@ class Search:
       seed: of the sampler.
     """
 
-    space: Mapping[str, Distribution]
+    space: Mapping[str, Any]
     objective: str
     trials: int
     seed: int = 0
@@ -59,6 +61,7 @@ class Search:
             )
         if not self.space or self.trials < 1:
             raise ConfigError("search: takes a field or more in `space`, and one trial or more")
+        check_space(self.space)
 
     @property
     def parts(self) -> tuple[str, str, str]:
@@ -92,12 +95,14 @@ class Sweep:
     stages: Sequence[str] = STAGES
 
     def __post_init__(self) -> None:
-        """Refuses stages that open the test set, or are none."""
+        """Refuses stages that open the test set, or are none, and trials beside a search."""
         if wrong := [stage for stage in self.stages if stage not in STAGES]:
             raise ConfigError(
                 f"stages: got {wrong[0]!r}; takes some of {', '.join(STAGES)} (`collect --test` "
-                "makes the reports)"
+                "opens the test set)"
             )
+        if self.search is not None and self.trials not in ((), []):
+            raise ConfigError("get_sweep(): has trials and a search; takes one of both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,17 +172,51 @@ def plan(base: Mapping[str, Any], shared: Overrides, overrides: Overrides) -> Tr
     Raises:
       ConfigError: names the trial, the field, what it got and what it takes.
     """
-    if both := sorted(set(shared) & set(overrides)):
-        raise ConfigError(f"{both[0]} is both shared and varied; takes it in one place")
-    # Through JSON, so that a trial is the same when it is read again.
-    overrides = json.loads(json.dumps(dict(overrides)))
-    trial = Trial(overrides, {})
+    shared, overrides = _plain(shared, "shared"), _plain(overrides, "trial")
+    for field in overrides:
+        if both := [held for held in shared if held == field or held.startswith(f"{field}.")]:
+            raise ConfigError(f"{both[0]} is both shared and varied; takes it in one place")
     try:
-        config = ConfigDict(resolve(base, {**shared, **overrides}))
-        built = pipeline.Pipeline(config, pathlib.Path("unused")).config
+        return Trial(overrides, configured(base, shared, overrides))
     except (ConfigError, TypeError) as error:
-        raise ConfigError(f"trial {trial.name} ({words(overrides)}): {error}") from error
-    return Trial(overrides, json.loads(json.dumps(config_lib.to_dict(built))))
+        name = Trial(overrides, {}).name
+        raise ConfigError(f"trial {name} ({words(overrides)}): {error}") from error
+
+
+def configured(base: Mapping[str, Any], shared: Overrides, overrides: Overrides) -> dict[str, Any]:
+    """The whole config of a trial, defaults included; ConfigError where it cannot be."""
+    config = ConfigDict(resolve(base, {**shared, **overrides}))
+    built = pipeline.Pipeline(config, pathlib.Path("unused")).config
+    return json.loads(json.dumps(config_lib.to_dict(built)))
+
+
+def _plain(overrides: Overrides, where: str) -> dict[str, Any]:
+    """Overrides by their fields without "config.", through JSON: alike when they are read again.
+
+    NumPy's scalars become Python's. Raises ConfigError, naming the field, for what JSON has not.
+    """
+    found = {}
+    for field, value in overrides.items():
+        name = field.removeprefix("config.")
+        if name in found:
+            raise ConfigError(f"{where}: {name} is set twice, with and without `config.`")
+        try:
+            found[name] = json.loads(json.dumps(value, default=_python))
+        except (TypeError, ValueError) as error:
+            told = " ".join(f"{name}={value!r}" for name, value in overrides.items())
+            raise ConfigError(
+                f"{where} ({told}): config.{name}: got {value!r}; takes text, numbers, true or "
+                f"false, and tuples or dicts of them ({error})"
+            ) from error
+    return found
+
+
+def _python(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, ConfigDict):
+        return value.to_dict()
+    raise TypeError(f"{type(value).__name__} is none of these")
 
 
 def trials(sweep: Sweep) -> list[Trial]:
@@ -225,20 +264,22 @@ def short(fields: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def words(overrides: Overrides, names: Mapping[str, str] | None = None) -> str:
+def words(
+    overrides: Overrides, names: Mapping[str, str] | None = None, digits: int = DIGITS
+) -> str:
     """Overrides in a line: `learning_rate=0.001 seeds=0`."""
     names = names or short(overrides)
-    return " ".join(f"{names[field]}={told(value)}" for field, value in overrides.items())
+    return " ".join(f"{names[field]}={told(held, digits)}" for field, held in overrides.items())
 
 
-def told(value: Any) -> str:
-    """A value as tables have it."""
+def told(value: Any, digits: int = DIGITS) -> str:
+    """A value as tables have it; two numbers may look alike in few digits, and none in EXACT."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{digits}g}" if digits else repr(value)
     if isinstance(value, list | tuple):
-        return ",".join(map(told, value)) if value else "()"
+        return ",".join(told(held, digits) for held in value) if value else "()"
     if isinstance(value, dict):
-        return "{" + " ".join(f"{key}:{told(held)}" for key, held in value.items()) + "}"
+        return "{" + " ".join(f"{key}:{told(held, digits)}" for key, held in value.items()) + "}"
     return str(value)
 
 

@@ -104,32 +104,60 @@ def _check_interval(low: float, high: float, log: bool) -> None:
         )
 
 
+def check_space(space: Mapping[str, Any]) -> None:
+    """Raises ConfigError, naming the field, where a value is no distribution."""
+    for field, held in space.items():
+        if not isinstance(held, Distribution):
+            raise ConfigError(f"space: {field}: got {held!r}; takes Uniform, Integers or Choice")
+
+
+def _columns(values: Mapping[str, Iterable[Any]], what: str) -> dict[str, tuple[Any, ...]]:
+    for field, column in values.items():
+        if isinstance(column, str) or not isinstance(column, Iterable):
+            raise ConfigError(
+                f"{what}: {field}: got {column!r}; takes several values, such as ({column!r},)"
+            )
+    return {field: tuple(column) for field, column in values.items()}
+
+
 def grid(values: Mapping[str, Iterable[Any]]) -> Iterator[Overrides]:
-    """Every combination of the fields' values, the last field the fastest."""
-    held = [tuple(column) for column in values.values()]
-    return (dict(zip(values, row, strict=True)) for row in itertools.product(*held))
+    """Every combination of the fields' values, the last field the fastest.
+
+    Raises ConfigError where a field has one value (a text, say) in place of several.
+    """
+    columns = _columns(values, "grid").values()
+    return (dict(zip(values, row, strict=True)) for row in itertools.product(*columns))
 
 
-def zipped(values: Mapping[str, Sequence[Any]]) -> Iterator[Overrides]:
+def zipped(values: Mapping[str, Iterable[Any]]) -> Iterator[Overrides]:
     """The fields' first values, then their second ones, and so on.
 
-    Raises ConfigError where one field has more values than another.
+    Raises ConfigError where one field has more values than another, or as `grid` does.
     """
-    lengths = {field: len(column) for field, column in values.items()}
+    columns = _columns(values, "zipped")
+    lengths = {field: len(column) for field, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"zipped: got {lengths}; takes as many values of each field")
-    return (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
+    return (dict(zip(values, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
-def random(space: Mapping[str, Distribution], n: int, seed: int = 0) -> Iterator[Overrides]:
-    """`n` draws; draw i depends on (seed, i) alone: more draws leave the first as they are."""
+def random(space: Mapping[str, Any], n: int, seed: int = 0) -> Iterator[Overrides]:
+    """`n` draws; draw i depends on (seed, i) alone: more draws leave the first as they are.
+
+    Raises ConfigError where a field has no distribution.
+    """
+    check_space(space)
     for i in range(n):
         generator = np.random.default_rng((seed, i))
         yield {field: held.draw(generator) for field, held in space.items()}
 
 
 def seeds(n: int, first: int = 0, also: Sequence[str] = ()) -> Iterator[Overrides]:
-    """`n` seeds of the classifiers, a trial each; `also` names fields that take the same number."""
+    """`n` seeds of the classifiers, a trial each; `also` names fields that take the same number.
+
+    A split that follows the seed ("data.split.seed") costs the comparison: trials then have no
+    images in common, so that their means stand without interval and test.
+    """
     for seed in range(first, first + n):
         yield {SEEDS: (seed,), **dict.fromkeys(also, seed)}
 

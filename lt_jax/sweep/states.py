@@ -15,13 +15,15 @@ import json
 import os
 import pathlib
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lt_jax import pipeline
 from lt_jax.config import ConfigError
 from lt_jax.errors import UserError
 from lt_jax.runtime import faults, files
-from lt_jax.sweep.definition import Trial
+from lt_jax.sweep import definition
+from lt_jax.sweep.definition import Sweep, Trial
 
 FOLDER = "trials"
 
@@ -89,23 +91,71 @@ def owned(folder: pathlib.Path) -> None:
         )
 
 
+def check_sweep(out: pathlib.Path, sweep: Sweep) -> None:
+    """Refuses a folder whose trials have another base or other shared overrides than this sweep.
+
+    Trials that differ in more than their overrides would be compared as if they did not.
+
+    Raises:
+      ConfigError: a trial is there that this sweep would give another config.
+    """
+    base = definition.base_of(sweep.base)
+    for planned in all_in(out):
+        try:
+            config = definition.configured(base, sweep.shared, planned.trial.overrides)
+        except (ConfigError, TypeError) as error:
+            raise _others(planned.folder, [str(error)]) from error
+        _check_config(planned, config)
+
+
+def _check_config(planned: Planned, config: Mapping[str, Any]) -> None:
+    if changes := pipeline.deciding(dict(planned.trial.config), dict(config)):
+        raise _others(planned.folder, changes)
+
+
+def _others(folder: pathlib.Path, changes: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"trial {folder.name}: {folder} holds it under another config (base or shared overrides "
+        "have changed):\n  "
+        + "\n  ".join(changes[:10])
+        + "\nuse another --out (with --cache to share finished stages)"
+    )
+
+
+def cache_of(out: pathlib.Path, given: pathlib.Path | None) -> pathlib.Path:
+    """The cache of a sweep's trials: where there are none yet the given one, or OUT/cache.
+
+    Raises:
+      SweepError: another one is given than the trials have.
+    """
+    held = next((planned.cache for planned in all_in(out)), None)
+    if held is None:
+        return given or out / "cache"
+    if given is not None and given.resolve() != held.resolve():
+        raise SweepError(
+            f"--cache: got {given}, and the trials of {out} have {held}; leave --cache out, or "
+            "use another --out"
+        )
+    return held
+
+
 def write(out: pathlib.Path, trial: Trial, stages: Sequence[str], cache: pathlib.Path) -> Planned:
     """Writes a trial down; one that is there already must be the same.
 
+    One that is done, and gets further stages, waits again.
+
     Raises:
       ConfigError: it is there under another config, since the base has changed.
+      WorkdirInUseError: it gets further stages while a process runs it.
     """
     folder = folder_of(out, trial.name)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "trial.json"
     if path.exists():
-        before = read_trial(folder).trial
-        if changes := pipeline.differences(dict(before.config), dict(trial.config)):
-            raise ConfigError(
-                f"trial {trial.name}: {folder} holds it under another config:\n  "
-                + "\n  ".join(changes[:10])
-                + "\nuse another --out (with --cache to share finished stages)"
-            )
+        before = read_trial(folder)
+        _check_config(before, trial.config)
+        if set(stages) - set(before.stages):
+            _reopen(folder)
     description = {
         "overrides": trial.overrides,
         "stages": list(stages),
@@ -175,6 +225,14 @@ def give_up(folder: pathlib.Path, error: str) -> None:
         now = marked(folder)
         if now.state is State.WAITING:
             mark(folder, dataclasses.replace(now, state=State.FAILED, error=error))
+
+
+def _reopen(folder: pathlib.Path) -> None:
+    """Makes a trial that is done wait again."""
+    with faults.lock(folder, patience=1.0):
+        now = marked(folder)
+        if now.state is State.DONE:
+            mark(folder, dataclasses.replace(now, state=State.WAITING))
 
 
 def put_back(folder: pathlib.Path) -> bool:

@@ -13,6 +13,7 @@ from lt_jax.evaluate.statistics import hypothesis  # noqa: F401
 from lt_jax.runtime import mesh
 from lt_jax.sweep import collect as collect_lib
 from lt_jax.sweep import comparison, definition, measured, states
+from lt_jax.sweep.space import Integers
 from lt_jax.sweep.states import State, SweepError
 
 BASE = """
@@ -112,7 +113,7 @@ def test_arms_are_compared_over_their_seeds_on_val(out):
 
 def test_the_best_on_val_is_the_objective_of_a_search(out):
     planned = states.all_in(out)[0]
-    space = {"classify.steps": definition.Distribution}
+    space = {"classify.steps": Integers(1, 3)}
     wanted = definition.Search(space, "val/ce/balanced_accuracy", 1)
     (run,) = [run for run in measured.of(planned, "val") if run.arm == "ce"]
     assert measured.objective(planned, wanted) == run.values["balanced_accuracy"]

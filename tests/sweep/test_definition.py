@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import numpy as np
 import pytest
 
 from lt_jax.config import ConfigError
@@ -56,6 +57,53 @@ def test_shared_overrides_are_no_part_of_the_name_and_are_set_once():
     assert plain.name == shared.name and shared.config["classify"]["steps"] == 7
     with pytest.raises(ConfigError, match="both shared and varied"):
         definition.trials(Sweep(BASE, grid({RATE: (1e-3,)}), shared={RATE: 1e-2}))
+
+
+def test_a_field_is_one_field_with_and_without_config_before_it():
+    (trial,) = definition.trials(Sweep(BASE, [{"config.classify.steps": 7}, {"classify.steps": 7}]))
+    assert trial.overrides == {"classify.steps": 7}
+    for shared, overrides in (
+        ({"config.classify.steps": 7}, {"classify.steps": 8}),
+        ({"classify.steps": 7}, {"config.classify.steps": 8}),
+        ({"data.split.val": 0.1}, {"data.split": {"val": 0.2}}),
+    ):
+        with pytest.raises(ConfigError, match=r"(steps|val) is both shared and varied"):
+            definition.trials(Sweep(BASE, [overrides], shared=shared))
+    with pytest.raises(ConfigError, match="steps is set twice"):
+        definition.trials(Sweep(BASE, [{"classify.steps": 1, "config.classify.steps": 2}]))
+
+
+def test_numbers_may_be_numpy_s_and_what_json_lacks_is_named():
+    values = {
+        RATE: np.float32(0.5),
+        "classify.steps": np.int64(7),
+        "classify.seeds": (np.int64(1),),
+    }
+    (trial,) = definition.trials(Sweep(BASE, [values], shared={"classify.rounds": np.int32(3)}))
+    plain = {RATE: 0.5, "classify.steps": 7, "classify.seeds": (1,)}
+    (same,) = definition.trials(Sweep(BASE, [plain], shared={"classify.rounds": 3}))
+    assert trial == same and trial.config["classify"]["rounds"] == 3
+    for shared, overrides, message in (
+        (
+            {},
+            {"classify.steps": 2, "data.root": pathlib.Path("x")},
+            r"trial .*steps=2.*data\.root: got",
+        ),
+        ({"data.root": {1, 2}}, {}, r"shared .*config\.data\.root: got \{1, 2\}.*set is none"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            definition.trials(Sweep(BASE, [overrides], shared=shared))
+
+
+def test_trials_or_a_search_but_not_both():
+    space = {RATE: Uniform(0.1, 1.0)}
+    wanted = Search(space, "val/ce/balanced_accuracy", 3)
+    with pytest.raises(ConfigError, match="has trials and a search"):
+        Sweep(BASE, seeds(2), search=wanted)
+    with pytest.raises(
+        ConfigError, match=r"space: .*learning_rate: got \(0.1, 1.0\); takes Uniform"
+    ):
+        Search({RATE: (0.1, 1.0)}, "val/ce/balanced_accuracy", 3)
 
 
 def test_an_arm_may_be_added_by_an_override():

@@ -29,6 +29,17 @@ def test_zipped_columns_go_together():
         zipped({"a.x": (1, 2), "b.y": (3,)})
 
 
+def test_one_value_in_place_of_several_is_named():
+    for make in (grid, zipped):
+        with pytest.raises(
+            ConfigError, match=rf"{make.__name__}: a\.x: got 'focal'; takes several"
+        ):
+            make({"a.x": "focal"})
+    assert len(list(grid({"a.x": np.arange(3)}))) == 3
+    with pytest.raises(ConfigError, match=r"space: a\.x: got \(1, 2\); takes Uniform"):
+        next(random({"a.x": (1, 2)}, 2))
+
+
 def test_parts_that_set_one_field_are_refused():
     with pytest.raises(ConfigError, match=r"product: a\.x is set by two"):
         list(product(grid(A), grid(A)))

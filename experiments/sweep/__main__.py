@@ -113,7 +113,8 @@ def _retry(given: argparse.Namespace) -> None:
 
 
 def _collect(given: argparse.Namespace) -> None:
-    collect_lib.collect(given.out, given.split, given.test, given.baseline)
+    trials = _wanted(given)
+    collect_lib.collect(given.out, given.split, given.test, given.baseline, given.arm, trials)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -147,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     add("retry", _retry, False, "let failed trials wait again")
     gather = add("collect", _collect, False, "one table and one comparison of what is done")
     gather.add_argument("--split", choices=definition.SPLITS, default="val")
-    gather.add_argument("--test", action="store_true", help="open the test labels: trials' reports")
+    gather.add_argument("--test", action="store_true", help="open the test labels, for --arm alone")
+    gather.add_argument("--arm", action="append", default=[], metavar="NAME",
+                        help="with --test: a chosen arm as the table names it")  # fmt: skip
     gather.add_argument("--baseline", default="", help="an arm as the table names it; the first")
     return parser
 

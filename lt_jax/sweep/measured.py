@@ -1,10 +1,11 @@
 """What finished trials have measured: metrics of every arm and seed on a split, and what they cost.
 
-On val and policy_val from saved logits, whose test labels stay masked; on test from the trials' own
-reports alone, each of which logs that it opens the test labels.
+All from saved logits. On val and policy_val test labels stay masked; `on_test` logs that it opens
+them.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 import shlex
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ml_collections import ConfigDict
 
+from lt_jax import specs as specs_lib
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.manifest import SplitManifest
 from lt_jax.evaluate import metrics
@@ -25,27 +27,47 @@ from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import arrays, files
 from lt_jax.runtime.artifacts import Spec
 from lt_jax.runtime.ledger import Ledger
-from lt_jax.sweep.definition import Search, told
-from lt_jax.sweep.states import Planned, SweepError
+from lt_jax.sweep.definition import EXACT, Search, told
+from lt_jax.sweep.states import Planned, State, SweepError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-    """One classifier of one trial on one split.
+class Wanted:
+    """One classifier that a trial is for.
 
     Attributes:
-      values: metrics by name; None where one is undefined.
-      probabilities: [n, k], None on the test split.
-      truth: of the split, likewise.
-      own, before: costs of the run, and of the stages that it builds on.
+      key: of its artifact; classifiers of one key are one.
     """
 
     planned: Planned
     arm: str
     seed: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Missing(Wanted):
+    """A classifier that is not there, and where its trial stands."""
+
+    state: State
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run(Wanted):
+    """A finished classifier on one split.
+
+    Attributes:
+      values: metrics by name; None where one is undefined.
+      probabilities: [n, k].
+      truth: of the split.
+      images: a digest of the split's ids, labels and groups: equal where all of them are.
+      own, before: costs of the run, and of the stages that it builds on.
+    """
+
     values: dict[str, float | None]
-    probabilities: np.ndarray | None
-    truth: Truth | None
+    probabilities: np.ndarray
+    truth: Truth
+    images: str
     own: Ledger
     before: Ledger
 
@@ -58,23 +80,62 @@ def pipeline_of(planned: Planned) -> Pipeline:
 
 
 def of(planned: Planned, split: str) -> list[Run]:
-    """Every finished classifier of a trial on val, policy_val or test."""
+    """Every finished classifier of a trial on val or policy_val."""
     run = pipeline_of(planned)
-    specs = {spec.stage: spec for spec in run.specs}
-    found = [name for name in specs if name.startswith("classify/") and run.store.done(specs[name])]
+    found = [spec for spec in _classifiers(run) if run.store.done(spec)]
     if not found:
         return []
-    if split == "test":
-        return _of_report(planned, run, specs, found)
-    manifest = manifest_lib.load(run.store.folder(specs["prepare"])).without_test_labels()
-    rows = manifest.rows(split)
-    if not len(rows):
+    manifest = _manifest(run).without_test_labels()
+    if not len(manifest.rows(split)):
         raise SweepError(
             f"{planned.name}: its split {split} is empty; nothing can be compared there "
             f"(config.data.split.{split} above 0)"
         )
-    truth = truth_of(manifest, rows, run.config.evaluate)
-    return [_on(split, stage, planned, run, specs, manifest, truth) for stage in found]
+    return _on(split, found, planned, run, manifest)
+
+
+def missing(planned: Planned, state: State, found: Iterable[Run]) -> list[Missing]:
+    """The classifiers of a trial that are not among the found ones."""
+    there = {(run.arm, run.seed) for run in found}
+    named = [
+        (*specs_lib.arm_and_seed(spec), spec.key) for spec in _classifiers(pipeline_of(planned))
+    ]
+    return [
+        Missing(planned, arm, seed, key, state)
+        for arm, seed, key in named
+        if (arm, seed) not in there
+    ]
+
+
+def on_test(runs: Sequence[Run], log: pathlib.Path, reason: str) -> list[Run]:
+    """The same classifiers on test. Opens the test labels; `log` gets a line a manifest."""
+    opened: set[str] = set()
+    found = []
+    for held in runs:
+        run = pipeline_of(held.planned)
+        manifest = _manifest(run)
+        if manifest.sha256 not in opened:
+            manifest.open_test(log, reason)
+            opened.add(manifest.sha256)
+        name = f"classify/{held.arm}/seed{held.seed}"
+        specs = [spec for spec in _classifiers(run) if spec.stage == name]
+        found += _on("test", specs, held.planned, run, manifest)
+    return found
+
+
+def _classifiers(run: Pipeline) -> list[Spec]:
+    return run.selected(["classify"])
+
+
+def _manifest(run: Pipeline) -> SplitManifest:
+    (prepare,) = run.selected(["prepare"])
+    return manifest_lib.load(run.store.folder(prepare))
+
+
+def images_of(manifest: SplitManifest, rows: np.ndarray) -> str:
+    """A digest of some rows' ids, labels and groups, and of the classes' names."""
+    held = [(manifest.ids[row], int(manifest.labels[row]), manifest.groups[row]) for row in rows]
+    return hashlib.sha256(json.dumps([held, manifest.classes]).encode()).hexdigest()
 
 
 def truth_of(manifest: SplitManifest, rows: np.ndarray, evaluate: Any) -> Truth:
@@ -93,47 +154,31 @@ def truth_of(manifest: SplitManifest, rows: np.ndarray, evaluate: Any) -> Truth:
 
 def _on(
     split: str,
-    stage: str,
+    classifiers: Sequence[Spec],
     planned: Planned,
     run: Pipeline,
-    specs: dict[str, Spec],
     manifest: SplitManifest,
-    truth: Truth,
-) -> Run:
-    path = run.store.intact(specs[stage]) / "predictions.npz"
-    saved = arrays.load(path)
-    if [*saved[f"{split}_ids"]] != [manifest.ids[row] for row in manifest.rows(split)]:
-        raise SweepError(f"{path} holds other {split} images than the manifest; delete its folder")
-    probabilities = metrics.softmax(saved[f"{split}_logits"].astype(np.float64), str(path))
-    values = metrics.evaluate(
-        probabilities, truth.labels, truth.class_groups, truth.bins, truth.specificity
-    )
-    known = {name: _number(float(value)) for name, value in values.items()}
-    return Run(
-        planned, *_name(stage), known, probabilities, truth, *_costs(run, specs, specs[stage])
-    )
-
-
-def _of_report(
-    planned: Planned, run: Pipeline, specs: dict[str, Spec], found: Sequence[str]
 ) -> list[Run]:
-    """From a trial's report.json; nothing where it has none."""
-    path = run.store.folder(specs["report"]) / "report.json"
-    if not run.store.done(specs["report"]):
-        return []
-    arms = {arm["name"]: arm for arm in json.loads(path.read_text())["arms"]}
+    rows = manifest.rows(split)
+    truth = truth_of(manifest, rows, run.config.evaluate)
+    ids, images = [manifest.ids[row] for row in rows], images_of(manifest, rows)
     runs = []
-    for stage in found:
-        name, seed = _name(stage)
-        at = arms[name]["seeds"].index(seed)
-        values = {metric: held["values"][at] for metric, held in arms[name]["metrics"].items()}
-        runs.append(Run(planned, name, seed, values, None, None, *_costs(run, specs, specs[stage])))
+    for spec in classifiers:
+        path = run.store.intact(spec) / "predictions.npz"
+        saved = arrays.load(path)
+        if [*saved[f"{split}_ids"]] != ids:
+            raise SweepError(
+                f"{path} holds other {split} images than the manifest; delete its folder"
+            )
+        logits = saved[f"{split}_logits"].astype(np.float64)
+        probabilities = metrics.softmax(logits, str(path))
+        values = metrics.evaluate(
+            probabilities, truth.labels, truth.class_groups, truth.bins, truth.specificity
+        )
+        known = {name: _number(float(value)) for name, value in values.items()}
+        wanted = planned, *specs_lib.arm_and_seed(spec), spec.key
+        runs.append(Run(*wanted, known, probabilities, truth, images, *_costs(run, spec)))
     return runs
-
-
-def _name(stage: str) -> tuple[str, int]:
-    _, arm, seed = stage.split("/")
-    return arm, int(seed.removeprefix("seed"))
 
 
 def _number(value: float) -> float | None:
@@ -148,15 +193,16 @@ def _inputs(specs: dict[str, Spec], spec: Spec) -> dict[str, Spec]:
     return found
 
 
-def _costs(run: Pipeline, specs: dict[str, Spec], spec: Spec) -> tuple[Ledger, Ledger]:
-    before = Ledger()
+def _costs(run: Pipeline, spec: Spec) -> tuple[Ledger, Ledger]:
+    specs, before = {held.stage: held for held in run.specs}, Ledger()
     for held in _inputs(specs, spec).values():
         before.add(run.store.ledger(held))
     return run.store.ledger(spec), before
 
 
 def total(trials: Iterable[Planned]) -> tuple[Ledger, int, int]:
-    """What all finished stages have cost, each counted once; how many, and for how many uses."""
+    """What all finished stages of trials, done or not, have cost, each counted once; how many, and
+    for how many uses."""
     cost, seen, uses = Ledger(), set[str](), 0
     for planned in trials:
         run = pipeline_of(planned)
@@ -206,8 +252,10 @@ def write_table(runs: Mapping[str, Sequence[Run]], path: pathlib.Path) -> None:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     for field in fields:  # a column has one type: of numbers, or of texts
         kinds = {type(value) for value in columns[field]}
-        if len(kinds) > 1 or not kinds <= {int, float}:
-            columns[field] = [told(value) for value in columns[field]]
+        if not kinds <= {int, float}:
+            columns[field] = [told(value, EXACT) for value in columns[field]]
+        elif len(kinds) > 1:
+            columns[field] = [float(value) for value in columns[field]]
     stream = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), stream)
     files.write_atomically(path, stream.getvalue().to_pybytes(), "the table of trials")

@@ -10,7 +10,7 @@ from lt_jax.evaluate.report import figures
 from lt_jax.evaluate.report.picture import Picture, numbers
 from lt_jax.evaluate.statistics import tables
 from lt_jax.sweep.comparison import Compared
-from lt_jax.sweep.definition import told
+from lt_jax.sweep.definition import EXACT, told
 
 _TICKS = 8  # values of an axis that are written out
 
@@ -30,7 +30,7 @@ def _varied(found: Compared) -> list[str]:
 
 
 def _values(found: Compared, field: str) -> list[str]:
-    return [told(arm.varied.get(field)) for arm in found.arms.values()]
+    return [told(arm.varied.get(field), EXACT) for arm in found.arms.values()]
 
 
 def _axis(held: Sequence[Any]) -> tuple[np.ndarray, dict[float, str]]:
@@ -45,9 +45,10 @@ def _axis(held: Sequence[Any]) -> tuple[np.ndarray, dict[float, str]]:
         at = (x - x.min()) / max(float(np.ptp(x)), 1e-12)
         marks = dict(zip(at.tolist(), map(told, held), strict=True))
         return at, dict(sorted(marks.items()))
-    order = list(dict.fromkeys(map(told, held)))
+    names = [told(value, EXACT) for value in held]
+    order = list(dict.fromkeys(names))
     step = 1 / max(len(order) - 1, 1)
-    at = np.array([order.index(told(value)) * step for value in held])
+    at = np.array([order.index(name) * step for name in names])
     return at, {i * step: name for i, name in enumerate(order)}
 
 
@@ -77,7 +78,11 @@ def _parallel(found: Compared, fields: Sequence[str], metric: str) -> Picture:
     axes.set_yticks([])
     axes.spines[["left", "top", "right", "bottom"]].set_visible(False)
     rows = [
-        (name, *(told(arm.varied.get(field)) for field in fields), *_cell(found, name, metric))
+        (
+            name,
+            *(told(arm.varied.get(field), EXACT) for field in fields),
+            *_cell(found, name, metric),
+        )
         for name, arm in found.arms.items()
     ]
     return Picture(

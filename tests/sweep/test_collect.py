@@ -1,20 +1,22 @@
 """From a sweep file to its table, by the command: tiny runs of digits, carried out in process."""
 
+import dataclasses
 import json
-import pathlib
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from experiments.sweep import __main__ as command_line
+from lt_jax.data import manifest as manifest_lib
 from lt_jax.evaluate import metrics
-from lt_jax.evaluate.statistics import hypothesis  # noqa: F401
-from lt_jax.runtime import mesh
+from lt_jax.evaluate.statistics import tables
+from lt_jax.runtime import faults, mesh
 from lt_jax.sweep import collect as collect_lib
 from lt_jax.sweep import comparison, definition, measured, states
+from lt_jax.sweep.definition import Trial
 from lt_jax.sweep.space import Integers
-from lt_jax.sweep.states import State, SweepError
+from lt_jax.sweep.states import State, Status, SweepError
 
 BASE = """
 from configs import digits
@@ -48,7 +50,7 @@ def out(tmp_path_factory):
         patch.setattr(mesh, "configure_devices", lambda *_: None)
         arguments = ["run", f"--sweep={folder / 'sweep.py'}", "--executor=debug"]
         command_line.main([*arguments, f"--out={folder / 'out'}"])
-    return folder / "out"
+        yield folder / "out"
 
 
 def test_stages_are_shared_and_none_opens_the_test_set(out):
@@ -120,33 +122,259 @@ def test_the_best_on_val_is_the_objective_of_a_search(out):
 
 
 def test_a_repeated_seed_and_an_unknown_baseline_are_refused(out):
-    runs = [run for one in states.all_in(out) for run in measured.of(one, "val")]
+    runs = runs_of(out)
     with pytest.raises(SweepError, match=r"have seeds \[0, 0, 1, 1\]; takes distinct"):
         comparison.arms_of([*runs, *runs])
     with pytest.raises(SweepError, match="--baseline: got 'nobody'; takes one of learning_rate"):
-        comparison.compare(runs, "val", "nobody")
+        compare(runs, baseline="nobody")
     with pytest.raises(SweepError, match="nothing to compare"):
-        comparison.compare([], "val")
+        compare([])
 
 
-def test_the_test_set_is_opened_when_asked_and_logged_once_a_trial(out, monkeypatch):
-    monkeypatch.setattr(mesh, "configure_devices", lambda *_: None)
-    before = (out / "collected/report.json").exists() and json.loads(
-        (out / "collected/report.json").read_text()
+def test_the_test_set_is_opened_for_chosen_arms_alone_and_every_time_logged(out, capsys):
+    logs = lambda: list(out.rglob("test_openings.jsonl"))
+    chosen = "learning_rate=0.01 / ce"
+    for wrong, message in (
+        (["--test"], f"takes --arm=NAME.*Arms: .*{chosen}"),
+        (["--test", "--arm=nobody"], "got 'nobody'"),
+        ([f"--arm={chosen}"], "--arm: takes --test"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            command_line.main(["collect", f"--out={out}", *wrong])
+    assert not logs()
+    for _ in range(2):
+        command_line.main(["collect", f"--out={out}", "--test", f"--arm={chosen}"])
+    (log,) = logs()
+    assert log.parent == out
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["reason"] == (
+        f"collect --test: learning_rate=0.001 / ce; {chosen} (2 of 4 arms)"
+    )
+    told = json.loads((out / "collected/report.json").read_text())["test"]
+    assert told["openings"] == lines and [arm["name"] for arm in told["arms"]][1] == chosen
+    assert told["arms"][1]["paired"]["balanced_accuracy"]["p_holm"] is not None
+    assert told["arms"][1]["metrics"]["accuracy"]["ci95"] is not None
+    text = (out / "collected/report.md").read_text()
+    assert "2 arms on test" in text and "opened 2 time(s), for 2 arms" in text
+    table = pq.read_table(out / "collected/table.parquet").to_pylist()
+    on_test = {
+        (row["trial"], row["seed"]): row["value"]
+        for row in table
+        if row["split"] == "test" and row["metric"] == "accuracy"
+    }
+    assert len(on_test) == 4
+    for planned in states.all_in(out):
+        manifest = manifest_lib.load(planned.workdir / "prepare")
+        (seed,) = planned.trial.overrides["classify.seeds"]
+        saved = np.load(planned.workdir / f"classify/ce/seed{seed}/predictions.npz")
+        right = saved["test_logits"].argmax(axis=1) == manifest.labels[manifest.rows("test")]
+        np.testing.assert_allclose(on_test[planned.name, seed], right.mean())
+    command_line.main(["collect", f"--out={out}"])
+    assert "test" not in json.loads((out / "collected/report.json").read_text())
+    assert len(log.read_text().splitlines()) == 2
+    log.unlink()
+
+
+def runs_of(out):
+    return [run for one in states.all_in(out) for run in measured.of(one, "val")]
+
+
+def of_ce(runs, **changed):
+    """The runs of one arm of the classifier, with other fields for some."""
+    return [
+        dataclasses.replace(run, **{k: change(run) for k, change in changed.items()})
+        for run in runs
+        if run.arm == "ce"
+    ]
+
+
+def fast(run):
+    return run.planned.trial.overrides["classify.optimizer.learning_rate"] == 1e-2
+
+
+def overridden(run, **overrides):
+    """The run, of a trial with these overrides alone."""
+    trial = dataclasses.replace(run.planned.trial, overrides=overrides)
+    return dataclasses.replace(run, planned=dataclasses.replace(run.planned, trial=trial))
+
+
+def compare(runs, missing=(), **options):
+    return comparison.compare(comparison.arms_of(runs, missing), "val", **options)
+
+
+def test_runs_on_other_images_have_their_own_figures_without_interval_or_test(out):
+    """As where the split follows the seed: labels and groups may be alike, the images are not."""
+    runs = of_ce(runs_of(out), images=lambda run: f"{run.images}{run.seed * fast(run)}")
+    found = compare(runs)
+    _, other = found.arms
+    assert found.comparisons == {}
+    for metric in metrics.METRICS:
+        assert found.summaries[other][metric].ci95 is None
+        assert found.summaries[other][metric].values == tuple(
+            run.values[metric] for run in runs if fast(run)
+        )
+    assert any("Measured on other val images" in note and other in note for note in found.notes)
+    assert "nothing is tested" in comparison.caption(found)
+    turned = compare(runs, baseline=other)
+    assert turned.comparisons == {} and "Runs of the baseline were" in turned.notes[0]
+
+
+def test_images_are_told_apart_by_their_ids(out):
+    (planned, *_) = states.all_in(out)
+    run = measured.pipeline_of(planned)
+    manifest = manifest_lib.load(planned.workdir / "prepare").without_test_labels()
+    renamed = dataclasses.replace(manifest, ids=tuple(f"{name}x" for name in manifest.ids))
+    first, second = (measured.images_of(held, held.rows("val")) for held in (manifest, renamed))
+    assert first != second
+    assert {one.images for one in measured.of(planned, "val")} == {first}
+    assert run.config.data.split.val > 0
+
+
+def test_recalls_of_head_and_tail_are_by_an_arm_s_own_classes(out):
+    def turned(run):
+        head, tail = run.truth.class_groups["tail"], run.truth.class_groups["head"]
+        groups = {**run.truth.class_groups, "head": head, "tail": tail}
+        return dataclasses.replace(run.truth, class_groups=groups) if fast(run) else run.truth
+
+    runs = of_ce(runs_of(out), truth=turned)
+    found = compare(runs)
+    _, other = found.arms
+    own = tuple(run.values["recall_tail"] for run in runs if fast(run))
+    assert found.summaries[other]["recall_tail"].values == own
+    assert found.summaries[other]["recall_tail"].ci95 is None
+    assert "recall_tail" not in found.comparisons[other]
+    assert found.comparisons[other]["accuracy"].p_holm is not None
+    assert any("recall_tail" in note and other in note for note in found.notes)
+
+
+def test_arms_are_what_their_overrides_are_and_names_have_the_digits_for_that(out):
+    runs = of_ce(runs_of(out))
+    rate = "classify.optimizer.learning_rate"
+    for values, names in (
+        ((0.0010001, 0.0010002), ("learning_rate=0.0010001", "learning_rate=0.0010002")),
+        ((0.99995, 0.99999), ("learning_rate=0.99995", "learning_rate=0.99999")),
+        ((1e-3, 1e-2), ("learning_rate=0.001", "learning_rate=0.01")),
+    ):
+        close = [overridden(run, **{rate: values[fast(run)]}) for run in runs]
+        close = [overridden(run, **run.planned.trial.overrides, **{"classify.seeds": [run.seed]})
+                 for run in close]  # fmt: skip
+        found = comparison.arms_of(close)
+        assert tuple(found) == names
+        assert [arm.seeds for arm in found.values()] == [(0, 1)] * 2
+    told = comparison.arms_of([overridden(r, x=str(1) if fast(r) else 1) for r in runs[::2]])
+    assert len(told) == 2
+
+
+def test_seeds_that_are_missing_are_told_and_so_is_an_arm_of_none(out):
+    runs = of_ce(runs_of(out))
+    lost = [
+        measured.Missing(run.planned, run.arm, run.seed, run.key, State.FAILED)
+        for run in runs
+        if fast(run)
+    ]
+    found = compare([run for run in runs if not fast(run) or run.seed == 0], lost[1:])
+    name = "learning_rate=0.01"
+    text = tables.to_text(comparison.table(found))
+    assert f"{name} [1 of 2 seeds; failed: 1]" in text
+    assert any("seeds 0 from the baseline's over 0, 1" in note for note in found.notes)
+    told = comparison.to_json(found)["arms"][1]["missing"]
+    assert told == [{"trial": lost[1].planned.name, "seed": 1, "state": "failed"}]
+    found = compare([run for run in runs if not fast(run)], lost)
+    assert list(found.arms) == ["learning_rate=0.001"]
+    assert f"{name} [0 of 2 seeds; failed: 0, 1]" in tables.to_text(comparison.table(found))
+    assert [one["seed"] for one in comparison.to_json(found)["without_runs"][name]] == [0, 1]
+
+
+def test_a_failed_trial_is_told_and_its_stages_are_counted(out):
+    whole = collect_lib.collect(out)
+    planned = states.all_in(out)[-1]
+    before = states.marked(planned.folder)
+    states.mark(planned.folder, dataclasses.replace(before, state=State.FAILED, error="x"))
+    try:
+        found = collect_lib.collect(out)
+    finally:
+        states.mark(planned.folder, before)
+    assert found["compute"] == whole["compute"]
+    assert found["arms"][-1]["seeds"] == [0]
+    assert found["arms"][-1]["missing"][0]["state"] == "failed"
+    assert "1 of 2 seeds; failed: 1" in (out / "collected/report.md").read_text()
+
+
+def test_arms_of_the_same_classifiers_are_tested_once(out):
+    runs = of_ce(runs_of(out))
+    slow = [overridden(run, x=1) for run in runs if not fast(run)]
+    again = [overridden(run, x=2) for run in runs if not fast(run)]
+    fast_ones = [overridden(run, x=3, y=held) for held in (1, 2) for run in runs if fast(run)]
+    found = compare([*slow, *again, *fast_ones])
+    assert found.same == {"x=2": "x=1", "x=3 y=2": "x=3 y=1"} and found.tested == 1
+    held = found.comparisons["x=3 y=2"]["accuracy"]
+    assert held.p == held.p_holm == found.comparisons["x=3 y=1"]["accuracy"].p
+    text = tables.to_text(comparison.table(found))
+    assert "2 arms on val" in text and "x=3 y=2" not in text and "Holm over 1 comp" in text
+    assert any(note.startswith("x=1, tested once, is also x=2: no field") for note in found.notes)
+
+
+def test_a_caption_says_what_was_done_on_its_split(out, tmp_path):
+    runs = of_ce(runs_of(out))
+    alone = compare([run for run in runs if not fast(run)])
+    assert comparison.caption(alone) == "1 arm on val: mean ± deviation over seeds."
+    searched = comparison.caption(compare(runs), searched=True)
+    assert "A search has chosen these arms on val: intervals, p-values" in searched
+    (tmp_path / "journal.log").write_text('{"op_code":0,"study_name":"val/ce/accuracy"}\n{}\n')
+    assert collect_lib._searched(tmp_path, "val")
+    assert not collect_lib._searched(tmp_path, "policy_val") and not collect_lib._searched(
+        out, "val"
+    )
+
+
+def test_collect_takes_the_trials_of_a_sweep_file_alone(out):
+    folder = out.parent
+    text = (folder / "sweep.py").read_text().replace("(1e-3, 1e-2)", "(1e-2,)")
+    (folder / "one.py").write_text(text)
+    command_line.main(["collect", f"--sweep={folder / 'one.py'}", f"--out={out}"])
+    told = json.loads((out / "collected/report.json").read_text())
+    assert told["trials"].startswith("2 trials") and len(told["arms"]) == 2
+
+
+def test_a_sweep_goes_on_in_its_cache_with_its_base_alone(out, capsys):
+    folder = out.parent
+    run = lambda *more: command_line.main(
+        ["run", f"--sweep={folder / 'sweep.py'}", "--executor=debug", f"--out={out}", *more]
     )
     for _ in range(2):
-        report = collect_lib.collect(out, test=True)
-    logs = list(out.rglob("test_openings.jsonl"))
-    assert len(logs) == 4 and all(len(log.read_text().splitlines()) == 1 for log in logs)
-    table = pq.read_table(out / "collected/table.parquet").to_pylist()
-    assert {row["split"] for row in table} == {"val", "test"}
-    told = {row["trial"]: row for row in table if row["split"] == "test" and row["arm"] == "ce"
-            and row["metric"] == "accuracy"}  # fmt: skip
-    for planned in states.all_in(out):
-        own = json.loads((planned.workdir / "report.json").read_text())
-        (arm,) = [arm for arm in own["arms"] if arm["name"] == "ce"]
-        assert told[planned.name]["value"] == arm["metrics"]["accuracy"]["values"][0]
-    assert [arm["paired"] for arm in report["test"]["arms"]] == [{}] * 4
-    assert not before or "test" not in before
-    assert pathlib.Path(out / "collected/report.md").read_text().count("arms on test") == 1
-    assert all(states.status(one.folder).state is State.DONE for one in states.all_in(out))
+        run()
+    assert {one.cache for one in states.all_in(out)} == {(out / "cache").resolve()}
+    with pytest.raises(SystemExit, match=f"--cache: got {folder}.*leave --cache out"):
+        run(f"--cache={folder / 'other'}")
+    text = (folder / "sweep.py").read_text()
+    other = text.replace("seeds(2))", "seeds(2)), shared={'classify.rounds': 3}")
+    other = other.replace("(1e-3, 1e-2)", "(5e-3,)")  # no trial of the same name
+    (folder / "sweep.py").write_text(other)
+    try:
+        with pytest.raises(
+            SystemExit, match=r"(?s)shared overrides.*classify\.rounds: \d+ there, 3"
+        ):
+            run()
+        free = text.replace("seeds(2))", "seeds(2)), shared={'runtime.resident_mib': 3}")
+        (folder / "sweep.py").write_text(free)
+        run()
+        held = states.all_in(out)
+        assert {one.trial.config["runtime"]["resident_mib"] for one in held} == {3}
+    finally:
+        (folder / "sweep.py").write_text(text)
+    run()
+    assert len(states.all_in(out)) == 4
+
+
+def test_trials_that_are_done_wait_again_for_further_stages(tmp_path):
+    trial = Trial({"a": 1}, {"x": 1})
+    planned = states.write(tmp_path, trial, ("prepare",), tmp_path / "cache")
+    states.mark(planned.folder, Status(State.DONE, "", 1, 1))
+    states.write(tmp_path, trial, ("prepare",), tmp_path / "cache")
+    assert states.status(planned.folder).state is State.DONE
+    with faults.lock(planned.folder), pytest.raises(faults.WorkdirInUseError):
+        states.write(tmp_path, trial, ("prepare", "classify"), tmp_path / "cache")
+    assert states.read_trial(planned.folder).stages == ("prepare",)
+    states.write(tmp_path, trial, ("prepare", "classify"), tmp_path / "cache")
+    assert states.status(planned.folder) == Status(State.WAITING, "", 1, 1)

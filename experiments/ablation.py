@@ -6,13 +6,17 @@ r"""What is each part of the whole system worth? One is taken away at a time.
 The full system is the config's, with every part of `PARTS` that it lacks and can have added; what
 it cannot have is listed with the reason. Its one arm fills classes as a learned policy says and
 trains with balanced softmax. Variants differ in one part and share all stages that it does not
-touch (`OUT/cache`), also when several processes work on them (`--parts`). `--collect` opens the
-test labels once and writes the table, full minus ablated, to results.json and report/.
+touch (`OUT/cache`), also when several processes work on them (`--parts`). One that fails does not
+keep the others from being made; the command then ends with 1. `--collect` opens the test labels
+once and writes the table, full minus ablated, to results.json and report/; variants that are not
+finished are named there.
 """
 
 import dataclasses
 import json
 import pathlib
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,11 +27,13 @@ from experiments import arms as arms_lib
 from lt_jax import command
 from lt_jax import config as config_lib
 from lt_jax.data import sources
+from lt_jax.errors import Preempted, UserError
 from lt_jax.evaluate import report as report_lib
 from lt_jax.evaluate.statistics import Comparison, Summary, tables
 from lt_jax.pipeline import Pipeline
 from lt_jax.runtime import files, mesh
 from lt_jax.runtime.ledger import Ledger
+from lt_jax.runtime.progress import say
 from lt_jax.specs import STAGES
 
 FULL, ARM = "full", "system"
@@ -123,7 +129,8 @@ def _add_inpainting(config: Any) -> str:
 
 def _remove_inpainting(config: Any) -> None:
     config.generator.conditions.update(inpaint=False, mask=False)
-    given = config_lib.SynthesizeConfig().given
+    # All else that the full system is given, so that nothing but the painting differs.
+    given = tuple(name for name in config.synthesize.given if name != "mask")
     config.synthesize.update(method="generate", given=given)
 
 
@@ -249,7 +256,9 @@ def collect(
     runs: Mapping[str, Pipeline], absent: Mapping[str, str], out: pathlib.Path
 ) -> dict[str, Any]:
     """Opens the test labels once: every variant's metrics, and full minus ablated."""
-    inputs = arms_lib.gather(runs, out, "experiments.ablation", f"{FULL}/{ARM}")
+    left = [name for name in runs if not arms_lib.finished(runs[name].context(), ARM)]
+    done = {name: run for name, run in runs.items() if name == FULL or name not in left}
+    inputs = arms_lib.gather(done, out, "experiments.ablation", f"{FULL}/{ARM}")
     (out / "report").mkdir(exist_ok=True)
     report = report_lib.write(inputs, out / "report")
     rows = {}
@@ -257,13 +266,15 @@ def collect(
         name = arm["name"].partition("/")[0]
         rows[name] = {
             "about": PARTS[name].about if name in PARTS else "everything",
+            "given": list(runs[name].config.synthesize.given),
             "metrics": {metric: arm["metrics"][metric] for metric in METRICS},
             "full_minus": {
                 metric: _negated(arm["paired"][metric]) for metric in METRICS if name != FULL
             },
             "cost": _cost(runs[name], runs[FULL]),
         }
-    return report_lib.strict({"variants": rows, "absent": dict(absent)})
+    found = {"variants": rows, "absent": dict(absent), "unfinished": left}
+    return report_lib.strict({**found, "comparisons": len(rows) - 1})
 
 
 def _negated(compared: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,7 +302,7 @@ def _cost(run: Pipeline, whole: Pipeline) -> dict[str, Any]:
 
 def table(results: Mapping[str, Any]) -> tables.Table:
     """A row a variant: its metrics, what the full system has more, and what it costs."""
-    rows = []
+    rows, told = [], results["variants"][FULL]["given"]
     for name, row in results["variants"].items():
         cells: list[Any] = []
         cells += [tables.cell_from_json(Summary, row["metrics"][metric]) for metric in METRICS]
@@ -299,10 +310,31 @@ def table(results: Mapping[str, Any]) -> tables.Table:
             cells.append("" if versus is None else tables.cell_from_json(Comparison, versus))
         cost = row["cost"]
         cells.append(f"{cost['all']['flops']:.3g} ({cost['own']['flops']:.3g} of its own)")
-        rows.append((FULL if name == FULL else f"without {name}", *cells))
+        other = "" if row["given"] == told else f" (drawn from {', '.join(row['given'])})"
+        rows.append((FULL if name == FULL else f"without {name}{other}", *cells))
     titles = [tables.TITLES[metric] for metric in METRICS]
     versus = [f"Full minus this: {title}" for title in titles[:2]]
-    return tables.Table(("System", *titles, *versus, "FLOPs"), tuple(rows))
+    caption = f"Synthetic images are drawn from {', '.join(told)}; Holm over "
+    caption += f"{results['comparisons']} comparisons"
+    if left := results["unfinished"]:
+        caption += f"; not finished, thus in no row and not in the family: {', '.join(left)}"
+    return tables.Table(("System", *titles, *versus, "FLOPs"), tuple(rows), f"{caption}.")
+
+
+def make(runs: Mapping[str, Pipeline]) -> list[str]:
+    """Trains one variant after the other; returns those that failed, whose errors are told."""
+    failed = []
+    for name, run in runs.items():
+        try:
+            run.run([stage for stage in STAGES if stage != "report"])
+        except Preempted:
+            raise
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            say(f"{name}: failed ({error})")
+            failed.append(name)
+    return failed
 
 
 def main(_: list[str]) -> None:
@@ -320,11 +352,13 @@ def main(_: list[str]) -> None:
         results = collect(runs, absent, out)
         files.write_atomically(out / "results.json", json.dumps(results, indent=1), "the results")
         print(tables.to_markdown(table(results)))
-    else:
-        for run in runs.values():
-            run.run([stage for stage in STAGES if stage != "report"])
+    failed = [] if given.collect else make(runs)
     for name, reason in absent.items():
         print(f"{name}: not applicable ({reason})")
+    if failed:
+        sys.exit(
+            f"lt_jax: {', '.join(failed)}: failed, see above; the same command tries them again"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -249,6 +250,49 @@ def test_a_run_waits_for_an_artifact_that_another_works_on(tmp_path, capsys):
         waiting.result(60)
     assert f"waiting for process {os.getpid()} on" in capsys.readouterr().err
     assert run.store.done(run.specs[0])
+
+
+MAKING = """
+import pathlib, sys, time
+from lt_jax import pipeline
+from tests.test_pipeline import tiny
+
+def never_done(spec, folder, context):
+    (folder / "begun").touch()
+    print("making", flush=True)
+    time.sleep(600)
+
+pipeline.stages.run = never_done
+pipeline.Pipeline(tiny(), pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])).run(["prepare"])
+"""
+
+
+def test_a_run_makes_the_stage_that_it_waits_for_when_the_maker_is_killed(tmp_path, monkeypatch):
+    waiting, lines, say = threading.Event(), [], progress.say
+
+    def heard(line):
+        say(line)
+        lines.append(line)
+        if f"waiting for process {maker.pid} on" in line:
+            waiting.set()
+
+    monkeypatch.setattr(progress, "say", heard)
+    run = pipeline.Pipeline(tiny(), tmp_path / "run", cache=tmp_path / "cache")
+    command = [sys.executable, "-c", MAKING, tmp_path / "killed", tmp_path / "cache"]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as maker,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            assert maker.stdout is not None and maker.stdout.readline() == "making\n"
+            held = pool.submit(run.run, ["prepare"])
+            assert waiting.wait(60) and not held.done()
+            assert not run.store.done(run.specs[0])
+        finally:
+            maker.kill()
+        held.result(60)
+    assert run.store.done(run.specs[0]) and (run.workdir / "prepare/begun").exists()
+    assert not any("finished before" in line for line in lines)
 
 
 def test_workdir_of_another_config_is_refused(finished):

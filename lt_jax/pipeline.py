@@ -86,13 +86,16 @@ class Pipeline:
                 self._collect_metrics()
 
     def context(self) -> Context:
-        """The run as its stages see it, on this process's devices."""
+        """The run as its stages see it, on the devices of its processes, all of which call this."""
+        fsdp = 1 if distributed.alone() else self.config.runtime.fsdp
+        device_mesh = mesh.make_mesh(fsdp=fsdp)
+        mesh.meet(device_mesh)
         return Context(
             config=self.config,
             specs={spec.stage: spec for spec in self.specs},
             store=self.store,
             workdir=self.workdir,
-            mesh=mesh.make_mesh(fsdp=1 if distributed.alone() else self.config.runtime.fsdp),
+            mesh=device_mesh,
             command=self._command,
         )
 

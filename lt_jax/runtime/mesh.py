@@ -8,6 +8,7 @@ ask it for when they need it (Zhao et al. 2023, arXiv:2304.11277; here XLA's par
 Devices are ordered by process, so that a process holds neighbouring rows of a batch (`own`).
 """
 
+import functools
 import math
 from typing import Any, TypeVar
 
@@ -67,18 +68,17 @@ def make_mesh(devices: int | None = None, fsdp: int = 1) -> Mesh:
             "this run"
         )
     # Auto axes: under the default, Explicit, Linen's dropout and embeddings fail.
-    made = Mesh(np.array(chosen).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    if made.is_multi_process:
-        _meet(made)
-    return made
+    return Mesh(np.array(chosen).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _meet(device_mesh: Mesh) -> None:
-    """One small message over each axis.
+def meet(device_mesh: Mesh) -> None:
+    """One small message over each axis, where several processes share the mesh: all call it once.
 
     Where CPUs have to set up a connection for it, all have to be there within 30 seconds; later
     they may come as late as they will.
     """
+    if not device_mesh.is_multi_process:
+        return
 
     def total(ones: Any) -> Any:
         return sum(jax.lax.psum(ones, axes) for axes in ("data", "fsdp", AXES))
@@ -162,7 +162,7 @@ def _joined(rows: np.ndarray, split: NamedSharding, parts: int, axis: int) -> ja
 def place(tree: T, where: Any) -> T:
     """Moves a pytree to the devices, as the sharding or tree of shardings `where` says.
 
-    Of several processes each gives the same arrays.
+    Of several processes each gives the same arrays. Those that lie so already are left there.
     """
     if isinstance(where, Sharding):
         if where.is_fully_addressable:
@@ -175,12 +175,20 @@ def _placed(leaf: Any, where: Sharding) -> jax.Array:
     if where.is_fully_addressable:
         return jax.device_put(leaf, where)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.jit(lambda whole: whole, out_shardings=where)(leaf)
+        if leaf.sharding.is_equivalent_to(where, leaf.ndim):
+            return leaf
+        return _moved(where)(leaf)
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.make_array_from_callback(leaf.shape, where, lambda index: leaf[index])
     host = np.asarray(leaf)
     # A copy: it may become the buffer itself, and be donated.
     return jax.make_array_from_callback(host.shape, where, lambda index: np.array(host[index]))
+
+
+@functools.lru_cache(maxsize=64)
+def _moved(where: Sharding) -> Any:
+    """What moves arrays to `where`, kept: a fresh function would be compiled at each call."""
+    return jax.jit(lambda leaf: leaf, out_shardings=where)
 
 
 def replicate(tree: T, mesh: Mesh) -> T:

@@ -31,13 +31,28 @@ mesh.configure_devices(2, None)
 distributed.initialize(distributed.Launch(), 60)
 everywhere, me = mesh.make_mesh(fsdp=2), jax.process_index()
 rows, square = np.arange(8), np.arange(4096).reshape(64, 64)
+mesh.meet(everywhere)
 own = mesh.own(rows, everywhere)
+compiled = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+)
+
+def compilations(call, tree):
+    compiled.clear()
+    return call(tree, everywhere), len(compiled)
+
+split, _ = compilations(mesh.distribute, [square, square])
+_, still = compilations(mesh.distribute, split)
+_, once = compilations(mesh.replicate, split)
+_, again = compilations(mesh.replicate, split)
 found = {
     "agreed": distributed.agree({"said by": me}),
     "alike": [distributed.alike("a"), distributed.alike(str(me))],
     "own": own.tolist(),
     "rows": mesh.fetch(mesh.put(own, everywhere)).tolist(),
     "square": bool((mesh.fetch(mesh.distribute(square, everywhere)) == square).all()),
+    "compiled": [still, once, again],
     "devices": [everywhere.size, distributed.on_first(lambda: mesh.make_mesh().size)],
 }
 try:
@@ -95,6 +110,7 @@ def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
         "alike": [True, False],
         "rows": list(range(8)),
         "square": True,
+        "compiled": [0, 1, 0],
     }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Pipeline:
         self._check_alike("config", self._resolved() + " ".join(spec.stage for spec in selected))
         with faults.lock(self.workdir):
             distributed.on_first(lambda: self._begin(selected, accept_config_change))
-            self._check_alike("workdir", str((self.workdir / "config.json").exists()))
+            self._check_alike("workdir", str(files.appeared(self.workdir / "config.json")))
             context = self.context()
             self._preflight(selected, context)
             try:
@@ -118,7 +118,7 @@ class Pipeline:
         distributed.on_first(lambda: self.store.open(spec))
         # In a cache that runs share, the first one makes it, and the others wait for that.
         with faults.lock(folder, patience=math.inf):
-            if distributed.agree(self.store.done(spec)):
+            if distributed.agree(distributed.on_first(lambda: self.store.done(spec))):
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
@@ -133,23 +133,21 @@ class Pipeline:
 
     def _preflight(self, selected: Sequence[artifacts.Spec], context: Context) -> None:
         """Finds what cannot work before the first stage starts."""
-        left = [spec.stage.split("/")[0] for spec in selected if not self.store.done(spec)]
-        names = set(distributed.agree(left))
+        done = lambda: [spec.stage for spec in self.specs if self.store.done(spec)]
+        finished = distributed.agree(distributed.on_first(done)) or []
+        left = [spec.stage for spec in selected if spec.stage not in finished]
+        names = {stage.split("/")[0] for stage in left}
         if "classify" in names:
             populations.check(context)
             on = classification.on_its_devices(context).mesh
             preflight.check_batches(self.config, {"classify"}, on)
         preflight.check_batches(self.config, names - {"classify"}, context.mesh)
         if names and self.config.evaluate.positive:
-            preflight.check_positive(self.config, self._classes(context))
+            prepared = "prepare" in finished
+            known = context.data[0] if prepared else sources.load(self.config.data)
+            preflight.check_positive(self.config, known.classes)
         if names - {"prepare", "report"}:
             preflight.check_stages(self.config, names, preflight.vocabulary(self.config))
-
-    def _classes(self, context: Context) -> Sequence[str]:
-        """Of what is prepared, or will be."""
-        if self.store.done(context.specs["prepare"]):
-            return context.data[0].classes
-        return sources.load(self.config.data).classes
 
     def _begin(self, selected: Sequence[artifacts.Spec], accept_config_change: bool) -> None:
         # Artifacts have locks of their own: another workdir may use this one's as its cache.

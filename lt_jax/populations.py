@@ -32,11 +32,11 @@ def train(specs: Sequence[Spec], context: Context) -> None:
     runtime = context.config.runtime
     if runtime.classifiers == 1:
         return
-    unfinished = distributed.agree(
-        [i for i, spec in enumerate(specs) if not context.store.done(spec)]
-    )
+    find = lambda: [i for i, spec in enumerate(specs) if not context.store.done(spec)]
+    unfinished = distributed.agree(distributed.on_first(find)) or ()
     left = distinct([specs[i] for i in unfinished])
-    steps = distributed.agree([_standing(spec, context) for spec in left])
+    stand = lambda: [_standing(spec, context) for spec in left]
+    steps = distributed.agree(distributed.on_first(stand)) or ()
     # Those who stand furthest come first: where one stops the run, it stops the fewest others.
     groups = chunks(left, context, [-step for step in steps])
     if left:

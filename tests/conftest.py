@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import os
 import pathlib
 import tempfile
@@ -48,6 +49,38 @@ def getkey():
     """Fresh typed keys, the same ones in every run of a test."""
     counter = itertools.count()
     return lambda: jax.random.fold_in(jax.random.key(0), next(counter))
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Calls a function as the first of two processes, then as the second: what it returns to each.
+
+    It is given the process's number; the second is told (`agree`) what the first has said.
+    """
+    from lt_jax.runtime import distributed  # after the hook above
+
+    said = []
+
+    def agree(value):
+        if distributed.count() == 1:
+            return value
+        if distributed.is_first():
+            said.append(json.dumps(value))
+            return value
+        return json.loads(said.pop(0))
+
+    def call(function):
+        found = []
+        for process in range(2):
+            monkeypatch.setattr(distributed, "_here", distributed._Here(process, 2))
+            found.append(function(process))
+        monkeypatch.setattr(distributed, "_here", distributed._Here())
+        assert not said
+        return found
+
+    monkeypatch.setattr(distributed, "agree", agree)
+    monkeypatch.setattr(distributed, "barrier", lambda name: None)
+    return call
 
 
 @pytest.fixture(autouse=True, scope="module")

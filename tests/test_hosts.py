@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lt_jax import pipeline
-from lt_jax.runtime import metrics
+from lt_jax.runtime import artifacts, metrics
+from lt_jax.runtime.ledger import Ledger
 from tests import processes
 from tests.test_golden_configs import load
 
@@ -92,6 +93,9 @@ class Run:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         return dict(np.load(self.workdir / name))
+
+    def ledger(self, stage: str) -> Ledger:
+        return artifacts.Store(self.workdir).ledger(self.specs[stage])
 
     def curves(self) -> list[dict]:
         lines = metrics.read(self.workdir / "metrics.jsonl")
@@ -175,6 +179,9 @@ def test_every_stage_in_two_processes_is_that_of_one(tmp_path):
         name = f"mixing/schedules/{rule}_0.json"
         assert (one.workdir / name).read_bytes() == (two.workdir / name).read_bytes()
     assert_same_curves(one, two, 1e-3)
+    for stage in one.specs:
+        ours, theirs = (run.ledger(stage) for run in (one, two))
+        assert (theirs.flops, theirs.images) == pytest.approx((ours.flops, ours.images)), stage
     reports = [json.loads((run.workdir / "report.json").read_text()) for run in (one, two)]
     for ours, theirs in zip(*(report["arms"] for report in reports), strict=True):
         assert ours["name"] == theirs["name"]

@@ -41,7 +41,7 @@ from lt_jax.errors import UserError
 from lt_jax.evaluate import metrics
 from lt_jax.mixing.controllers import Mixture
 from lt_jax.models import classifier, module
-from lt_jax.runtime import files, keys, loop, mesh, spmd, train_state, training
+from lt_jax.runtime import distributed, files, keys, loop, mesh, spmd, train_state, training
 from lt_jax.runtime import metrics as metric_lines
 from lt_jax.runtime.job import Job
 from lt_jax.runtime.ledger import Clock, Ledger
@@ -258,7 +258,7 @@ def _normalised(
     forward = predict.make_forward(recipe.model, len(data.train_rows), job.mesh)
     _, features = predict.predict(forward, params, data.real, data.val_rows, recipe.batch_size)
     head = mesh.fetch(params["head"])  # type: ignore[index]
-    tau, found = choose_tau(features, data.val_labels, head)
+    tau, found = distributed.agree(choose_tau(features, data.val_labels, head))
     choice = {"tau": tau, "taus": TAUS, "val_balanced_accuracy": found, "n": len(data.val_rows)}
     files.write_atomically(job.folder / CHOICE, json.dumps(choice), "the choice of tau")
     clock.read()

@@ -25,7 +25,7 @@ from lt_jax.mixing.controllers import (
     following,
     require_seen,
 )
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 from lt_jax.shapes import Float, Params
 
 HISTORY = "history.json"
@@ -87,7 +87,8 @@ def held(
     if not controller.learns:
         return [Feedback.unmeasured(len(data.train_rows))] * rounds
     path = folder / HISTORY
-    entries = json.loads(path.read_text()) if path.is_file() else []
+    read = lambda: json.loads(path.read_text()) if path.is_file() else []
+    entries = distributed.agree(distributed.on_first(read))
     return [
         Feedback(**{name: np.asarray(values, np.float64) for name, values in entry.items()})
         for entry in entries[:rounds]

@@ -27,6 +27,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from lt_jax.errors import UserError
+from lt_jax.runtime import distributed
 from lt_jax.shapes import Float, Int
 
 EXPONENTS = {"instance": 1.0, "balanced": 0.0, "square_root": 0.5}  # q of (2) and (3)
@@ -111,7 +112,10 @@ class Controller(Protocol):
 
 
 def following(controller: Controller, history: Sequence[Feedback]) -> Mixture:
-    """The controller's next mixture, checked against its first.
+    """The controller's next mixture, checked against its first; in all processes the same.
+
+    What it follows from is measured, and a policy's choice made, by programs that each process has
+    compiled for itself: where a last bit turns a choice, that of the first process holds.
 
     Raises:
       MixtureError: it draws from other images than that of round 0, which are those at hand.
@@ -123,7 +127,10 @@ def following(controller: Controller, history: Sequence[Feedback]) -> Mixture:
             f"{mixture.replay}), in round 0 it was {first.in_use.tolist()} ({first.replay}); a "
             "controller keeps to the same images and changes shares and class weights alone"
         )
-    return mixture
+    own = {name: held for name, held in vars(mixture).items() if isinstance(held, np.ndarray)}
+    told = distributed.agree({name: array.tolist() for name, array in own.items()})
+    same = {name: np.asarray(told[name], array.dtype) for name, array in own.items()}
+    return dataclasses.replace(mixture, **same)
 
 
 def require_seen(policy_val: Int[np.ndarray, "k"], classes: Sequence[str]) -> None:

@@ -86,10 +86,12 @@ class Store:
     def intact(self, spec: Spec) -> pathlib.Path:
         """The folder; of a finished artifact, once its files are what the stage wrote.
 
+        Other processes than the first, which has finished it, wait until they see that it has.
+
         Raises ArtifactError where they are not; they are compared once in the store's life.
         """
         folder = self.folder(spec)
-        if folder not in self._compared and self.done(spec):
+        if folder not in self._compared and files.appeared(folder / MARK):
             compare(folder)
             self._compared.add(folder)
         return folder

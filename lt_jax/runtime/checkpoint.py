@@ -131,7 +131,8 @@ class Checkpointer:
           target: a pytree with the state's structure, shapes and shardings.
 
         Raises:
-          CheckpointError: the newest readable step does not fit `target`.
+          CheckpointError: the newest readable step does not fit `target`, or is not the same to
+            this process as to the first.
           UnreadableError: the storage failed; nothing is moved.
         """
         found = distributed.on_first(lambda: self._newest(target))
@@ -139,8 +140,16 @@ class Checkpointer:
         if step is None:
             return None
         if found is None:  # this process is another than that which has verified the step
-            with _reading(self._folder) as manager:
-                found = step, *_read(manager, self._folder, step, target)
+            files.appeared(self._folder / str(step))
+            try:
+                with _reading(self._folder) as manager:
+                    found = step, *_read(manager, self._folder, step, target)
+            except _DamagedError as error:
+                raise CheckpointError(
+                    f"{self._folder}/{step} is read differently here than by the first process "
+                    f"({error}); see that all hosts see the same files, and run the same command "
+                    "again"
+                ) from error
         _, host, note = found
         return step, jax.tree.map(_place_like, host, target), note
 
@@ -303,7 +312,7 @@ def load_tree(folder: pathlib.Path, target: T) -> T:
       UnreadableError: the storage failed.
     """
     remedy = "delete its stage's folder and rerun"
-    if not (folder / "0").is_dir():
+    if not files.appeared(folder / "0"):
         raise CheckpointError(f"{folder}: no checkpoint; {remedy}")
     try:
         with _reading(folder) as manager:

@@ -11,12 +11,14 @@ import os
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from lt_jax.errors import UserError
 from lt_jax.runtime import distributed
 
+PATIENCE = 90.0  # seconds; NFS clients believe for up to 60 what a folder held
 _TEMPORARY = re.compile(r"\..+\.\d+\.(tmp|partial)")  # .<name>.<process>.tmp
 
 
@@ -125,6 +127,28 @@ def write_atomically(path: pathlib.Path, data: bytes | str, what: str) -> None:
     raw = data.encode() if isinstance(data, str) else data
     with whole_file(path, what, len(raw)) as stream:
         stream.write(raw)
+
+
+def appeared(path: pathlib.Path, seconds: float | None = None) -> bool:
+    """Whether `path` exists; other processes than the first, which has written it, wait for it.
+
+    On NFS a host that has once found nothing there goes on finding nothing until what it knows of
+    the folder is too old, or the folder is listed.
+
+    Args:
+      path: what the first process has, or should have, written.
+      seconds: to wait at most; None: `PATIENCE`. The first process never waits.
+    """
+    until = time.monotonic() + (PATIENCE if seconds is None else seconds)
+    while not path.exists():
+        if distributed.is_first() or time.monotonic() > until:
+            return False
+        for folder in path.parents:
+            with contextlib.suppress(OSError):
+                os.listdir(folder)
+                break
+        time.sleep(0.1)
+    return True
 
 
 def sweep(folder: pathlib.Path, outside: pathlib.Path | None = None) -> None:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from lt_jax.mixing.adaptive import AccuracyAdaptive, Bandit
-from lt_jax.mixing.mixture import Controller, Feedback, MixtureError, Supply
+from lt_jax.mixing.mixture import Controller, Feedback, MixtureError, Supply, following
 
 SUPPLY = Supply((1000, 200, 40, 8), (50, 50, 0, 50))
 LEVELS = (0.0, 0.3, 0.6)
+PAY = [[0.03, 0.0, 0.0], [0.0, 0.03, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.03]]
 
 
 def told(recall):
@@ -15,13 +16,13 @@ def told(recall):
     return Feedback(recall, recall, 2 * recall - 1, *[1 - recall] * 3)
 
 
-def played(bandit, pay, rounds):
+def played(bandit, PAY, rounds):
     """History of a bandit whose class k gains pay[k][level] in a round."""
-    recall = np.full(len(pay), 0.5)
+    recall = np.full(len(PAY), 0.5)
     history = []
     for r in range(rounds):
         chosen = bandit.choices(history)[r]
-        recall = recall + [gains[level] for gains, level in zip(pay, chosen, strict=True)]
+        recall = recall + [gains[level] for gains, level in zip(PAY, chosen, strict=True)]
         history.append(told(recall))
     return history
 
@@ -57,8 +58,7 @@ def test_a_bandit_is_a_function_of_its_history_and_seed():
 
 def test_a_bandit_finds_each_class_s_best_level():
     bandit = Bandit(SUPPLY, LEVELS, 0)
-    pay = [[0.03, 0.0, 0.0], [0.0, 0.03, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.03]]
-    late = bandit.choices(played(bandit, pay, 80))[-40:]
+    late = bandit.choices(played(bandit, PAY, 80))[-40:]
     for label, best in ((0, 0), (1, 1), (3, 2)):
         assert np.mean(late[:, label] == best) > 0.8
 
@@ -99,3 +99,14 @@ def test_a_bandit_that_is_never_paid_goes_on_trying():
     bandit = Bandit(SUPPLY, LEVELS, 0)
     chosen = bandit.choices([told(np.full(4, 0.5))] * 30)
     assert all(len(set(chosen[10:, label])) > 1 for label in range(4))
+
+
+def test_where_a_last_bit_turns_a_choice_all_processes_go_by_the_first(in_turn):
+    bandit, history = Bandit(SUPPLY, LEVELS, 3), played(Bandit(SUPPLY, LEVELS, 3), PAY, 4)
+    other = [*history[:-1], told(1 - history[-1].recall)]
+    alone = [bandit.mixture(held) for held in (history, other)]
+    assert (alone[0].share != alone[1].share).any()
+    mixtures = in_turn(lambda process: following(bandit, other if process else history))
+    for name, values in vars(alone[0]).items():
+        for mixture in mixtures:
+            np.testing.assert_array_equal(getattr(mixture, name), values, strict=True)

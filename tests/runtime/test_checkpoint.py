@@ -3,6 +3,7 @@
 import errno
 import json
 import pathlib
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -339,3 +340,39 @@ def test_a_finished_tree_is_read_back_replaced_and_checked(tmp_path):
 
 def contents(folder) -> dict:
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def test_a_step_that_another_process_reads_otherwise_is_an_error_that_says_so(tmp_path, in_turn):
+    state = make_state(0)
+
+    def restore(process):
+        one = Checkpointer(tmp_path / "c")
+        one.save(3, state, {})
+        if process:
+            flip_a_byte(tmp_path / "c" / "3")
+        try:
+            return one.restore(state)
+        except checkpoint.CheckpointError as error:
+            return error
+        finally:
+            one.close()
+
+    first, second = in_turn(restore)
+    assert_equal(first[1], state)
+    assert isinstance(second, checkpoint.CheckpointError)
+    assert "c/3 is read differently here than by the first process" in str(second)
+    assert (tmp_path / "c" / "3").is_dir()  # nothing is moved
+
+
+def test_a_tree_that_another_process_does_not_see_yet_is_waited_for(tmp_path, in_turn):
+    state, hidden = make_state(0), tmp_path / "hidden"
+
+    def load(process):
+        checkpoint.save_tree(tmp_path / "params", state)
+        if process:
+            (tmp_path / "params").rename(hidden)
+            threading.Timer(0.3, lambda: hidden.rename(tmp_path / "params")).start()
+        return checkpoint.load_tree(tmp_path / "params", state)
+
+    first, second = in_turn(load)
+    assert_equal(first, second)

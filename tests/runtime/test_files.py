@@ -1,10 +1,12 @@
 import errno
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 
 
 @pytest.mark.parametrize("locator", ["../x.png", "a/../../x.png", "/etc/passwd", "", "a\0b"])
@@ -60,3 +62,26 @@ def test_no_space_left_says_where_and_how_much(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"images \(2\.0 MiB needed\)"):
         files.require_space(tmp_path, 2 * 2**20, "the images")
     files.require_space(tmp_path, 2**20, "the images")
+
+
+def test_other_processes_wait_for_what_the_first_has_written(tmp_path, monkeypatch):
+    """Of which their host may still believe that it is not there."""
+    path = tmp_path / "artifacts" / "x.json"
+
+    def write():
+        path.parent.mkdir()
+        path.write_text("{}")
+
+    assert not files.appeared(path)  # the first process itself does not wait
+    monkeypatch.setattr(distributed, "_here", distributed._Here(1, 2))
+    since = time.monotonic()
+    assert not files.appeared(path, 0.2) and 0.2 < time.monotonic() - since < 5
+    listed, list_folder = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda at: listed.append(at) or list_folder(at))
+    writer = threading.Timer(0.3, write)
+    writer.start()
+    assert files.appeared(path) and path.read_text() == "{}"
+    writer.join()
+    assert tmp_path in listed  # which has the file system ask its server
+    listed.clear()
+    assert files.appeared(path) and not listed

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from lt_jax.data.pool import schema
 from lt_jax.data.pool.schema import PoolError, PoolInfo
-from lt_jax.runtime import files
+from lt_jax.runtime import distributed, files
 
 FILE = "gates.json"
 FIELDS = ("extractor", "scores", "least_label_probability", *schema.THRESHOLDS)
@@ -27,6 +27,8 @@ ROUNDING = 1e-4  # relative: of a fit that sums in another order
 def keep(folder: pathlib.Path, info: PoolInfo, parts: int) -> PoolInfo:
     """Writes the gates of a pool without a part; compares them with those of one that has some.
 
+    Of several processes, of which each has fitted its own, all take those of the first.
+
     Returns:
       `info` with the limits that are kept: every part of the pool is to be judged by them.
 
@@ -35,13 +37,19 @@ def keep(folder: pathlib.Path, info: PoolInfo, parts: int) -> PoolInfo:
         changed.
       DiskFullError: no space left.
     """
-    path = folder / FILE
+    told = distributed.agree(distributed.on_first(lambda: _kept(folder / FILE, info, parts)))
+    return dataclasses.replace(info, **schema.of_json(told))
+
+
+def _kept(path: pathlib.Path, info: PoolInfo, parts: int) -> dict[str, Any]:
+    """FIELDS as JSON."""
+    mine = schema.to_json({name: getattr(info, name) for name in FIELDS})
     if not parts:
-        mine = schema.to_json({name: getattr(info, name) for name in FIELDS})
         files.write_atomically(path, json.dumps(mine, indent=1), "the gates of the pool")
-        return info
+        return mine
     try:
-        values = schema.of_json(json.loads(path.read_text(encoding="utf-8")))
+        told = json.loads(path.read_text(encoding="utf-8"))
+        values = schema.of_json(told)
         kept = dataclasses.replace(info, **{name: values[name] for name in FIELDS})
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise PoolError(
@@ -54,7 +62,7 @@ def keep(folder: pathlib.Path, info: PoolInfo, parts: int) -> PoolInfo:
             f"{'; '.join(differences)}. To go on, run with the config, the data and the program "
             f"of then; to judge all by these gates, {schema.AGAIN}. Nothing has been changed"
         )
-    return kept
+    return {name: told[name] for name in FIELDS}
 
 
 def failures(info: PoolInfo, columns: Mapping[str, np.ndarray]) -> Bool[np.ndarray, "n g"]:

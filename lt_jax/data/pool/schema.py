@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int, Shaped
 
 from lt_jax.errors import UserError
+from lt_jax.runtime import files
 
 GATES = ("ood", "label", "memorised")  # in the order in which a verdict names them
 VERDICTS = ("accepted", *GATES, "surplus")
@@ -216,7 +217,7 @@ def read_description(folder: pathlib.Path) -> tuple[PoolInfo, tuple[Outcome, ...
       PoolError: there is no finished pool in `folder`, or it is of another version, or damaged.
     """
     path = folder / DESCRIPTION
-    if not path.is_file():
+    if not files.appeared(path):
         raise PoolError(_nothing_at(folder))
     check_schema(_read(folder / TABLE, pq.read_schema), folder / TABLE)
     try:
@@ -257,6 +258,7 @@ def read_table(path: pathlib.Path) -> pa.Table:
 
 
 def _read(path: pathlib.Path, read: Any) -> Any:
+    files.appeared(path)
     try:
         return read(path)
     except (OSError, pa.ArrowException) as error:

@@ -1,6 +1,7 @@
 """Writes a pool in parts, behind the device's back, and joins them."""
 
 import io
+import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -40,13 +41,7 @@ class PoolWriter:
           DiskFullError: no space left.
         """
         self._folder = folder
-        for name in ("shards", "parts"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        files.sweep(folder)
-        distributed.barrier("pool opened")
-        self._parts = 0
-        while schema.part_path(folder, self._parts).exists():
-            self._parts += 1
+        self._parts = distributed.agree(distributed.on_first(lambda: _opened(folder)))
         self._info = gates.keep(folder, info, self._parts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool")
         self._writing: Future[None] | None = None
@@ -223,6 +218,14 @@ class PoolWriter:
                     f"{schema.AGAIN}"
                 )
         return table
+
+
+def _opened(folder: pathlib.Path) -> int:
+    """The number of parts that are there."""
+    for name in ("shards", "parts"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    files.sweep(folder)
+    return next(n for n in itertools.count() if not schema.part_path(folder, n).exists())
 
 
 def _given(columns: Mapping[str, Any]) -> pa.Table:

@@ -1,5 +1,6 @@
 """Writing a pool: what is read is what was written, in order, behind the caller's back."""
 
+import dataclasses
 import errno
 import pathlib
 import threading
@@ -354,3 +355,15 @@ def test_parts_of_which_the_gates_are_not_known_are_not_gone_on_with(tmp_path, h
     harm(tmp_path / "gates.json")
     with pytest.raises(PoolError, match=r"gates\.json: does not say by which gates the 1 parts"):
         PoolWriter(tmp_path, INFO)
+
+
+def test_all_processes_judge_by_the_gates_and_count_the_parts_of_the_first(tmp_path, in_turn):
+    def opened(process):
+        if process:  # has fitted gates of its own, and does not see the first part yet
+            (tmp_path / "parts" / "00000.parquet").unlink()
+        mine = tuple(limit + 1e-7 * process for limit in INFO.thresholds)
+        with PoolWriter(tmp_path, dataclasses.replace(INFO, thresholds=mine)) as writer:
+            return writer.info, writer._parts
+
+    write(tmp_path, [range(8)])
+    assert in_turn(opened) == [(INFO, 1), (INFO, 1)]

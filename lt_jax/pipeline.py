@@ -118,7 +118,7 @@ class Pipeline:
         distributed.on_first(lambda: self.store.open(spec))
         # In a cache that runs share, the first one makes it, and the others wait for that.
         with faults.lock(folder, patience=math.inf):
-            if distributed.agree(distributed.on_first(lambda: self.store.done(spec))):
+            if distributed.told(lambda: self.store.done(spec)):
                 progress.say(f"{spec.stage}: finished before ({spec.key[:16]})")
             else:
                 files.sweep(folder)
@@ -134,7 +134,7 @@ class Pipeline:
     def _preflight(self, selected: Sequence[artifacts.Spec], context: Context) -> None:
         """Finds what cannot work before the first stage starts."""
         done = lambda: [spec.stage for spec in self.specs if self.store.done(spec)]
-        finished = distributed.agree(distributed.on_first(done)) or []
+        finished = distributed.told(done)
         left = [spec.stage for spec in selected if spec.stage not in finished]
         names = {stage.split("/")[0] for stage in left}
         if "classify" in names:

@@ -33,10 +33,10 @@ def train(specs: Sequence[Spec], context: Context) -> None:
     if runtime.classifiers == 1:
         return
     find = lambda: [i for i, spec in enumerate(specs) if not context.store.done(spec)]
-    unfinished = distributed.agree(distributed.on_first(find)) or ()
+    unfinished = distributed.told(find)
     left = distinct([specs[i] for i in unfinished])
     stand = lambda: [_standing(spec, context) for spec in left]
-    steps = distributed.agree(distributed.on_first(stand)) or ()
+    steps = distributed.told(stand)
     # Those who stand furthest come first: where one stops the run, it stops the fewest others.
     groups = chunks(left, context, [-step for step in steps])
     if left:
@@ -127,7 +127,7 @@ def _taken(specs: Sequence[Spec], context: Context, locks: contextlib.ExitStack)
                 free.append(i)
         return free
 
-    return [specs[i] for i in distributed.agree(distributed.on_first(take)) or ()]
+    return [specs[i] for i in distributed.told(take)]
 
 
 def _standing(spec: Spec, context: Context) -> int:

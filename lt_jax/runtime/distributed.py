@@ -3,7 +3,7 @@
 All processes run the same program: each drives its own devices, and a compiled step runs on those
 of all. What is not a device's work is done by all alike (a plan, a verdict), or by the first alone
 (`on_first`): it alone writes, while the others wait and then read. What decides how a program goes
-on, and is read from outside it (files, signals, clocks), is told by the first (`agree`).
+on, and is read from outside it (files, signals, clocks), is told by the first (`agree`, `told`).
 
 JAX is imported where several processes use it: whoever writes a file imports this module, be it as
 small as what starts a sweep's trial.
@@ -20,7 +20,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from lt_jax.errors import Preempted, UserError
 
@@ -236,6 +236,11 @@ def on_first(function: Callable[[], T]) -> T | None:
             f"process 0 ended with an error, and process {_here.index} with it: {told['line']}"
         )
     return result
+
+
+def told(function: Callable[[], T]) -> T:
+    """What `function()` (JSON) is in the first process, in all; raises as `on_first` does."""
+    return agree(cast(T, on_first(function)))
 
 
 def preempted() -> bool:

@@ -37,7 +37,7 @@ def keep(folder: pathlib.Path, info: PoolInfo, parts: int) -> PoolInfo:
         changed.
       DiskFullError: no space left.
     """
-    told = distributed.agree(distributed.on_first(lambda: _kept(folder / FILE, info, parts)))
+    told = distributed.told(lambda: _kept(folder / FILE, info, parts))
     return dataclasses.replace(info, **schema.of_json(told))
 
 

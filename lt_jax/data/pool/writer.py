@@ -41,7 +41,7 @@ class PoolWriter:
           DiskFullError: no space left.
         """
         self._folder = folder
-        self._parts = distributed.agree(distributed.on_first(lambda: _opened(folder)))
+        self._parts = distributed.told(lambda: _opened(folder))
         self._info = gates.keep(folder, info, self._parts)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool")
         self._writing: Future[None] | None = None

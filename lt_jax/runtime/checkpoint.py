@@ -6,7 +6,8 @@ with a warning, and the one before is used. Where the storage fails, which may p
 step is intact but does not fit (another network's), that is an error and nothing is moved.
 
 Steps hold whole arrays, whose digest depends on nothing else: of several processes the first one
-gathers and writes, all read. So a training may go on with other processes, devices and shardings.
+gathers (the others hold no copy) and writes, all read. So a training may go on with other
+processes, devices and shardings.
 
 orbax takes 0.7 ms an array, however small, and a training's state has hundreds: its steps are
 packed, one array a dtype. Those of a finished result keep their names, for others to read.
@@ -102,7 +103,7 @@ class Checkpointer:
           DiskFullError: no space left; the steps before are intact.
           CheckpointError: a later step stands there.
         """
-        host = mesh.fetch(state)
+        host = mesh.fetch_to_first(state)
         distributed.on_first(lambda: self._save(step, host, note))
 
     def _save(self, step: int, host: Any, note: dict[str, Any]) -> None:

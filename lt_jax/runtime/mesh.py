@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from lt_jax.config import ConfigError
@@ -206,12 +205,17 @@ def fetch(tree: T) -> T:
     return jax.tree.map(_fetched, tree)
 
 
-def _fetched(leaf: Any) -> Any:
+def fetch_to_first(tree: T) -> T:
+    """As `fetch`, in the first process alone: the others take part, and get None for each array."""
+    return jax.tree.map(lambda leaf: _fetched(leaf, keep=distributed.is_first()), tree)
+
+
+def _fetched(leaf: Any, keep: bool = True) -> Any:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if leaf.is_fully_replicated:
-            return np.asarray(leaf.addressable_data(0))
-        return multihost_utils.process_allgather(leaf, tiled=True)
-    return jax.device_get(leaf)
+        if not leaf.is_fully_replicated:  # a message in which all take part
+            leaf = _moved(replicated(leaf.sharding.mesh))(leaf)
+        leaf = leaf.addressable_data(0)
+    return jax.device_get(leaf) if keep else None
 
 
 def pad(array: np.ndarray, size: int) -> np.ndarray:

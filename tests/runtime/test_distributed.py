@@ -46,7 +46,10 @@ split, _ = compilations(mesh.distribute, [square, square])
 _, still = compilations(mesh.distribute, split)
 _, once = compilations(mesh.replicate, split)
 _, again = compilations(mesh.replicate, split)
+kept = mesh.fetch_to_first({"split": split, "key": np.arange(3)})
 found = {
+    "kept": [own is not None for own in jax.tree.leaves(kept, is_leaf=lambda own: own is None)],
+    "kept whole": me != 0 or bool((kept["split"][0] == square).all()),
     "agreed": distributed.agree({"said by": me}),
     "alike": [distributed.alike("a"), distributed.alike(str(me))],
     "own": own.tolist(),
@@ -101,6 +104,7 @@ def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
     assert [process.returncode for process in running] == [0, 0], said
     first, second = (json.loads(out.decode().split("FOUND")[1]) for out, _ in said)
     assert (first.pop("own"), second.pop("own")) == ([0, 1, 2, 3], [4, 5, 6, 7])
+    assert (first.pop("kept"), second.pop("kept")) == ([True] * 3, [False] * 3)
     assert first.pop("devices") == [4, 2] and second.pop("devices") == [4, None]
     assert first.pop("error") == "ZeroDivisionError: division by zero"
     assert "PeerError: process 0 ended with an error" in (error := second.pop("error"))
@@ -110,6 +114,7 @@ def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
         "alike": [True, False],
         "rows": list(range(8)),
         "square": True,
+        "kept whole": True,
         "compiled": [0, 1, 0],
     }  # fmt: skip
 

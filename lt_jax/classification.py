@@ -171,7 +171,7 @@ def _pool_images(
     which = str(context.folder("synthesize")), used.tobytes()
     decoded: Any = context.decoded.get(which)
     if decoded is None:
-        decoded = context.decoded[which] = pool[used]  # an array serves as an image store
+        decoded = context.decoded[which] = pool.held(used)
     return decoded, np.split(np.arange(ends[-1]), ends[:-1])
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float32
 
 from lt_jax.config import Config, ConfigError, DetectArmConfig
 from lt_jax.context import Context
-from lt_jax.data.images import Box, Images, as_box, is_box
+from lt_jax.data.images import Box, Images, as_box, is_box, names_of
 from lt_jax.data.manifest import ManifestError, SplitManifest
 from lt_jax.data.pool import PoolError, PoolReader
 from lt_jax.detect import predict, train
@@ -173,8 +173,7 @@ def _synthetic(context: Context, pool: PoolReader, rows: Sequence[np.ndarray]) -
     places = np.split(np.arange(ends[-1]), ends[:-1])
     size = len(used) * np.prod(context.image_shape)
     if size <= context.config.data.decode_once_mib * 2**20:
-        decoded: Any = pool[used]  # an array serves as an image store
-        return train.Store(decoded, boxes, places)
+        return train.Store(pool.held(used), boxes, places)
     held: Images = _Rows(pool, used)
     return train.Store(held, boxes, places)
 
@@ -191,6 +190,9 @@ class _Rows:
 
     def __getitem__(self, indices: np.ndarray) -> np.ndarray:
         return self.store[self.rows[indices]]
+
+    def names(self, rows: np.ndarray) -> list[str]:
+        return names_of(self.store, self.rows[rows])
 
 
 def told_boxes(notes: Sequence[str]) -> Float32[np.ndarray, "n m 4"]:

@@ -28,7 +28,7 @@ from lt_jax.auditing.pool import open_pool
 from lt_jax.classify import predict
 from lt_jax.classify import train as classify_train
 from lt_jax.context import Context
-from lt_jax.data.images import Images
+from lt_jax.data.images import Images, names_of
 from lt_jax.data.manifest import ManifestError
 from lt_jax.data.pool import PoolReader
 from lt_jax.errors import UserError
@@ -78,6 +78,14 @@ class Joined:
         for where, images in parts:
             found[where] = images
         return found
+
+    def names(self, rows: Int[np.ndarray, "b"]) -> list[str]:
+        """What messages call these rows, in the words of their own store."""
+        ahead = rows < len(self.first)
+        words = np.empty(len(rows), object)
+        words[ahead] = names_of(self.first, rows[ahead])
+        words[~ahead] = names_of(self.second, rows[~ahead] - len(self.first))
+        return words.tolist()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,8 +172,7 @@ def _at_hand(
     ends = np.cumsum([len(rows) for rows in made])
     if ends[-1] * np.prod(context.image_shape) > context.config.data.decode_once_mib * 2**20:
         return pool, list(made)
-    decoded: Any = pool[np.concatenate(made)]  # an array serves as an image store
-    return decoded, np.split(np.arange(ends[-1]), ends[:-1])
+    return pool.held(np.concatenate(made)), np.split(np.arange(ends[-1]), ends[:-1])
 
 
 def test(

@@ -7,7 +7,7 @@ and boxes are brought into that same square, so that the three stay aligned.
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -203,13 +203,16 @@ class Images(Protocol):
 class ArrayImages:
     """Images decoded beforehand, in a memory-mapped .npy file."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ArrayFileError where `path` is no whole .npy file."""
-        self._path = path.absolute()
+    def __init__(self, path: Path, ids: Sequence[str] = ()) -> None:
+        """Raises ArrayFileError where `path` is no whole .npy file; `ids` are of its rows."""
+        self._path, self._ids = path.absolute(), ids
         self._array = load_one(path, mapped=True)
 
     def __reduce__(self) -> tuple[type["ArrayImages"], tuple[Path]]:
-        """Pickled by its path, for loader processes; a memory map would be copied whole."""
+        """Pickled by its path, for loader processes; a memory map would be copied whole.
+
+        These name no rows.
+        """
         return type(self), (self._path,)
 
     @property
@@ -224,6 +227,10 @@ class ArrayImages:
     def __getitem__(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
         """Copies of these rows."""
         return np.asarray(self._array[indices])
+
+    def names(self, rows: Int[np.ndarray, "b"]) -> list[str]:
+        """What messages call these rows."""
+        return [f"image {self._ids[row]}" for row in rows] if self._ids else unnamed(rows)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -247,6 +254,41 @@ class Withheld:
         return self.store[indices] * self.shown[indices].astype(np.uint8)[:, None, None, None]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Held:
+    """Images in memory, and what messages call their rows."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    called: Sequence[str]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, h, w, c)."""
+        return self.images.shape
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def __getitem__(self, indices: Int[np.ndarray, "b"]) -> UInt8[np.ndarray, "b h w c"]:
+        """Copies of these rows."""
+        return self.images[indices]
+
+    def names(self, rows: Int[np.ndarray, "b"]) -> list[str]:
+        """What messages call these rows."""
+        return [self.called[row] for row in rows.tolist()]
+
+
+def unnamed(rows: Int[np.ndarray, "b"]) -> list[str]:
+    """What messages call rows of a store that knows no names."""
+    return [f"row {row}" for row in rows]
+
+
+def names_of(store: Any, rows: Int[np.ndarray, "b"]) -> list[str]:
+    """What messages call these rows of any store: ids where it knows them (`names`)."""
+    return store.names(rows) if hasattr(store, "names") else unnamed(rows)
+
+
 @dataclasses.dataclass(frozen=True)
 class FileImages:
     """Images decoded each time they are read; the loader's workers give the parallelism."""
@@ -255,6 +297,7 @@ class FileImages:
     locators: Sequence[str]
     size: int
     channels: int
+    ids: Sequence[str] = ()
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -270,3 +313,7 @@ class FileImages:
                 raise ImageError(f"row {index} of the manifest: {error}") from error
             batch[slot] = resize(image, self.size, self.channels)
         return batch
+
+    def names(self, rows: Int[np.ndarray, "b"]) -> list[str]:
+        """What messages call these rows."""
+        return [f"image {self.ids[row]}" for row in rows] if self.ids else unnamed(rows)

@@ -88,8 +88,10 @@ def load(folder: Path, data: DataConfig) -> tuple[SplitManifest, Images]:
     held = manifest.load(folder)
     if not (folder / _IMAGES).exists():
         source = sources.load(data)
-        return held, FileImages(source.decode, held.images, data.image_size, data.channels)
-    images = ArrayImages(folder / _IMAGES)
+        return held, FileImages(
+            source.decode, held.images, data.image_size, data.channels, held.ids
+        )
+    images = ArrayImages(folder / _IMAGES, held.ids)
     expected = (len(held), data.image_size, data.image_size, data.channels)
     if images.shape != expected:
         raise ManifestError(

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from lt_jax.data.images import Images
+from lt_jax.data.images import Images, names_of
 from lt_jax.data.plan import Plan, Segment
 
 
@@ -140,6 +140,7 @@ class MixedStream:
         rows = [*real_rows, *(synthetic_rows if synthetic_rows is not None else empty)]
         plan = Plan(seed=seed, batch_size=batch_size, sizes=tuple(len(row) for row in rows))
         self._assemble = _Assemble(plan, columns, rows)
+        self._stores = real, synthetic  # that know the names, when columns are numbers
         self._workers = workers
         self._next = 0
         self._iterator: Any = None
@@ -194,11 +195,16 @@ class MixedStream:
         return {"segments": [dataclasses.asdict(segment) for segment in self.plan.segments]}
 
     def describe(self, step: int) -> str:
-        """Source and index of each image of batch `step`."""
+        """Source and name of each image of batch `step`, as its store calls it."""
         cells, positions = self.plan.draws(step)
-        names = np.where(cells >= len(self.plan.sizes) // 2, "synthetic", "real")
+        synthetic = cells >= len(self.plan.sizes) // 2
         indices = self._assemble.indices(cells, positions)
-        return ", ".join(f"{name} {i}" for name, i in zip(names, indices, strict=True))
+        words = np.empty(len(cells), object)
+        for kind, store, own in zip(
+            ("real", "synthetic"), self._stores, (~synthetic, synthetic), strict=True
+        ):
+            words[own] = [f"{kind} {name}" for name in names_of(store, indices[own])]
+        return ", ".join(words)
 
     def __iter__(self) -> "MixedStream":
         """Itself."""

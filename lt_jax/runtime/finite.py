@@ -25,7 +25,7 @@ def require(tree: Any, what: str) -> None:
     ]:
         raise faults.NonFiniteError(
             f"{what}: {len(bad)} arrays of the state became non-finite, {bad[0]} for one: it is "
-            "not saved; the checkpoint before is finite, and the same command goes on from there: "
+            "not saved; the same command goes on from the checkpoint before, where there is one: "
             "lower the learning rate or clip_norm"
         )
 

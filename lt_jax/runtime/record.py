@@ -89,10 +89,12 @@ class Record:
         host = {name: float(value) for name, value in mesh.fetch(dict(values)).items()}
         bad = [name for name, value in host.items() if not math.isfinite(value)]
         if bad:
+            step = checkpoint.newest(self.job.folder / "checkpoints")
+            kept = f"the checkpoint of step {step} is finite" if step else "no checkpoint is there"
             raise faults.NonFiniteError(
                 f"{self.job.name}: {', '.join(bad)} became non-finite at step {n}; the batch held "
-                f"{self.stream.describe(n)}; the last checkpoint before it is finite, and the "
-                "same command makes all steps from there: lower the learning rate or clip_norm"
+                f"{self.stream.describe(n)}; {kept}, and the same command makes all steps from "
+                f"{step}: lower the learning rate or clip_norm"
             )
         self._window.add(host)
 

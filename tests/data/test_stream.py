@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 from absl import flags
 
+from lt_jax.auditing.accuracy_score import Joined
+from lt_jax.data.images import ArrayImages
 from lt_jax.data.stream import MixedStream
+from tests.data.pool.making import write
 
 WEIGHT, SHARE = np.array([0.6, 0.3, 0.1]), np.array([0.0, 0.25, 0.7])
 SIZES = (50, 20, 7, 5, 9, 11)  # real images of the three classes, then synthetic ones
@@ -372,18 +375,41 @@ def test_a_failed_read_does_not_count_as_a_batch():
     plain.close()
 
 
-def test_describe_names_source_and_index_of_each_image():
+def test_describe_names_source_and_row_of_each_image():
     stream = make()
     stream.set_mixture(WEIGHT, SHARE)
     batch = take(stream, 4)[3]
     words = stream.describe(3).split(", ")
     pixels = batch["image"][:, 0, 0, 0].astype(int)
     expected = [
-        f"synthetic {pixel - 100}" if synthetic else f"real {pixel}"
+        f"synthetic row {pixel - 100}" if synthetic else f"real row {pixel}"
         for pixel, synthetic in zip(pixels, batch["synthetic"], strict=True)
     ]
     assert words == expected
     stream.close()
+
+
+def test_describe_says_ids_where_stores_know_them(tmp_path):
+    """Also where images are numbers that lie on the devices, or have been decoded from a pool."""
+    np.save(tmp_path / "x.npy", images(4, 0))
+    ids = [f"ISIC_{i}" for i in range(4)]
+    real = ArrayImages(tmp_path / "x.npy", ids)
+    pool = write(tmp_path, [range(8)])
+    used = np.array([7, 2, 4])
+    held = pool.held(used)
+    np.testing.assert_array_equal(held[np.array([2, 0])], pool[used[[2, 0]]])
+    parts = real, [np.arange(4)], held, [np.arange(3)]
+    stream = MixedStream(*parts, batch_size=16, seed=0)
+    stream.set_mixture(np.ones(1), np.full(1, 0.5))
+    before = stream.describe(0)
+    stream.number([np.arange(4), np.arange(3)])
+    assert stream.describe(0) == before
+    words = set(before.split(", "))
+    assert words == {f"real image {one}" for one in ids} | {
+        f"synthetic candidate {index}" for index in used
+    }
+    both = Joined(held, real)
+    assert both.names(np.array([3, 1])) == ["image ISIC_0", "candidate 2"]
 
 
 def test_drawing_before_any_mixture_is_refused():

@@ -258,9 +258,12 @@ def test_a_loss_that_is_not_finite_names_step_and_batch_and_is_never_saved(tmp_p
 
     stream = Poisoned()
     with pytest.raises(
-        faults.NonFiniteError, match=r"toy 3: .*loss.* non-finite at step 6.*rows of batch 6"
+        faults.NonFiniteError,
+        match=r"toy 3: .*loss.* non-finite at step 6.*rows of batch 6; the checkpoint of step 6 is",
     ):
         train(tmp_path, stream=stream, checkpoint_every=1)
+    with pytest.raises(faults.NonFiniteError, match=r"batch 6; no checkpoint is there, .* from 0"):
+        train(tmp_path / "other", stream=Poisoned(), checkpoint_every=100)
     assert stream.closed
     resumed = Rows()  # from the last checkpoint before it
     seen = []

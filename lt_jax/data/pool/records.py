@@ -13,6 +13,7 @@ from array_record.python import array_record_module  # type: ignore[attr-defined
 from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
+from lt_jax.data.images import Held
 from lt_jax.data.pool.schema import AGAIN, PoolError, shard_path, to_numpy
 
 _OPEN_SHARDS = 64  # a large pool has more shards than a process may hold files open
@@ -85,6 +86,14 @@ class Records:
         if not len(indices):
             raise PoolError(f"{self._folder}: no images were asked for, so they have no shape")
         return np.stack([decode(self.record(int(row))) for row in indices])
+
+    def names(self, rows: Int[np.ndarray, "n"]) -> list[str]:
+        """What messages call these rows."""
+        return [f"candidate {index}" for index in self.columns["index"][rows]]
+
+    def held(self, rows: Int[np.ndarray, "n"]) -> Held:
+        """Images of these rows, n > 0, decoded: a store of their own. Raises as indexing does."""
+        return Held(self[rows], self.names(rows))
 
     def record(self, row: int) -> bytes:
         """The PNG file of one row, as it was written. Raises PoolError as indexing does."""

@@ -78,7 +78,7 @@ def _networks(context: Context) -> tuple[Params, Params]:
     length, model = context.config.synthesize.ema_length, context.config.extractor.model
     unet = trained.load(context.folder("generator"), context.generator, length)
     extractor = context.classifier_params("extractor", model)
-    return mesh.replicate(unet, context.mesh), mesh.replicate(extractor, context.mesh)
+    return mesh.distribute(unet, context.mesh), mesh.distribute(extractor, context.mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lt_jax import synthesis
 from lt_jax.auditing.generator import HELD_OUT
@@ -16,7 +17,7 @@ from lt_jax.data.images import Images
 from lt_jax.data.pool import PoolReader
 from lt_jax.evaluate.images import artefacts, privacy
 from lt_jax.evaluate.images import diversity as diversity_lib
-from lt_jax.runtime import faults, mesh
+from lt_jax.runtime import mesh, spmd
 from lt_jax.runtime.ledger import Clock, Ledger
 from lt_jax.runtime.progress import Progress
 from lt_jax.selection import memorization, registration, similarity
@@ -109,18 +110,17 @@ def _nearest(
     features: Float[np.ndarray, "n d"],
     own: Int[np.ndarray, "n"],
 ) -> Nearest:
-    """`memorization.nearest` of `images[rows]`, in batches of one size, on host."""
+    """`memorization.nearest` of `images[rows]`, shared by the devices."""
     config = context.config.synthesize.selection.memorization
-    program = jax.jit(functools.partial(memorization.nearest, config))
-    size, found = memorization.BATCH, []
+    program = spmd.jit_rows(functools.partial(memorization.nearest, config), context.mesh)
+    read = lambda at: (images[rows[at]], features[at], own[at])
+    found, done = [], 0
     with Progress("audit nearness", len(rows), "image") as bar:
-        for start in range(0, len(rows), size):
-            faults.check("audit nearness")
-            at = np.minimum(start + np.arange(size), len(rows) - 1)
-            told = jnp.asarray(features[at]), jnp.asarray(own[at])
-            found.append(jax.device_get(program(bank, images[rows[at]], *told)))
-            bar.update(min(start + size, len(rows)))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
+        for part in spmd.over_rows(program, bank, np.arange(len(rows)), memorization.BATCH, read):
+            found.append(part)
+            done += len(part.cosine)
+            bar.update(done)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def _closest(
@@ -216,7 +216,8 @@ def diversity(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], L
             chosen = diversity_lib.subset(len(rows), config.pairs, rng)
             likeness = np.ones((len(chosen), len(chosen)))
             if len(chosen) > 1:
-                likeness = pairwise(store[rows[chosen]], diversity_lib.largest(config.pairs))
+                most = diversity_lib.largest(config.pairs)
+                likeness = pairwise(store[rows[chosen]], most, context.mesh)
             seed = int(rng.integers(2**31))
             side = diversity_lib.summarise(likeness, groups[chosen], config.resamples, seed)
             sides.append(side)
@@ -237,20 +238,21 @@ def diversity(folder: pathlib.Path, context: Context) -> tuple[dict[str, Any], L
     return {"pairs": config.pairs, "classes": entries, "macro": macro}, costs
 
 
-def pairwise(images: UInt8[np.ndarray, "n h w c"], most: int) -> Float[np.ndarray, "n n"]:
+def pairwise(
+    images: UInt8[np.ndarray, "n h w c"], most: int, device_mesh: Mesh
+) -> Float[np.ndarray, "n n"]:
     """MS-SSIM of each pair of images, in [0, 1], 1 with itself; n <= most, for which it compiles.
 
-    Of gray pictures as they are: neither aligned nor stretched.
+    Of gray pictures as they are: neither aligned nor stretched. The devices share the pairs.
     """
     told = _describe(mesh.pad(images, most))
     first, second = np.triu_indices(len(images), 1)
     size = max(16, PIXELS // int(np.prod(images.shape[1:3])))
     likeness = np.eye(len(images))
-    for start in range(0, len(first), size):
-        faults.check("audit diversity")
-        i, j = first[start : start + size], second[start : start + size]
-        found = np.asarray(_compare(told, mesh.pad(i, size), mesh.pad(j, size)))[: len(i)]
-        likeness[i, j] = likeness[j, i] = found
+    read = lambda at: (first[at].astype(np.int32), second[at].astype(np.int32))
+    pairs = np.arange(len(first))
+    found = spmd.over_rows(_comparison(device_mesh, most), told, pairs, size, read)
+    likeness[first, second] = likeness[second, first] = np.concatenate([np.zeros(0), *found])
     return likeness
 
 
@@ -259,7 +261,13 @@ def _describe(images: UInt8[Array, "n h w c"]) -> tuple[similarity.Scale, ...]:
     return similarity.describe(jnp.swapaxes(registration.gray(images), 0, 1))
 
 
-@jax.jit
+@functools.cache
+def _comparison(device_mesh: Mesh, most: int) -> spmd.Program:
+    """`_compare` of pairs among `most` images."""
+    del most
+    return spmd.jit_rows(_compare, device_mesh)
+
+
 def _compare(
     told: tuple[similarity.Scale, ...], first: Int[Array, "p"], second: Int[Array, "p"]
 ) -> Float[Array, "p"]:

@@ -4,7 +4,8 @@ One compiled call on the mesh samples, quantises, extracts features, scores and 
 back to the host inside. Image i depends on (key, i) and its own row of the request alone, whatever
 the batch and the number of devices; but float32 sums round otherwise in a program of another size,
 which may move a pixel by one level. Each device moves the images that leave to the front of its
-part of the batch, so that the host copies those and not the rest (`cut`).
+part of the batch, so that the host copies those and not the rest (`cut`); where devices are of
+several processes, every host gets the whole batch.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from lt_jax.diffusion.generator import Generator
 from lt_jax.diffusion.placement import HOLED
 from lt_jax.diffusion.requests import Request
 from lt_jax.models import classifier, conditioning, module
-from lt_jax.runtime import keys, ledger, mesh
+from lt_jax.runtime import keys, ledger, mesh, spmd
 from lt_jax.selection import select
 from lt_jax.selection.ood import Evidence
 from lt_jax.shapes import Array, Bool, Images, Int, Params, PRNGKey, UInt8
@@ -33,11 +34,17 @@ from lt_jax.shapes import Array, Bool, Images, Int, Params, PRNGKey, UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What the program is compiled for; `present` are the conditions that guidance strengthens."""
+    """What the program is compiled for.
+
+    Attributes:
+      present: the conditions that guidance strengthens.
+      split: parameters are split over a group of devices, which gather them layer by layer.
+    """
 
     generator: Generator
     extractor: ClassifierConfig
     present: tuple[str, ...] = ("label",)
+    split: bool = False
 
 
 @flax.struct.dataclass
@@ -71,9 +78,10 @@ Program = Callable[..., Judged]
 def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh) -> Program:
     """The program `(unet_params, extractor_params, gates, key, indices [b], request, source)`.
 
-    `source` are the images that the request's method changes, or None. Their buffer is donated:
-    what is made of them takes its place.
+    Parameters lie as `mesh.distribute` puts them. `source` are the images that the request's method
+    changes, or None. Their buffer is donated: what is made of them takes its place.
     """
+    networks = dataclasses.replace(networks, split=device_mesh.shape["fsdp"] > 1)
     num_classes = networks.generator.vocabulary.num_classes
     extractor = classifier.make(networks.extractor, num_classes)
     front = jax.shard_map(_front, mesh=device_mesh, in_specs=mesh.ROWS, out_specs=mesh.ROWS)
@@ -111,12 +119,19 @@ def make_program(config: SynthesizeConfig, networks: Networks, device_mesh: Mesh
         return Judged(front(images, leaving), leaving, verdict)
 
     whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
-    return jax.jit(
-        program,
-        in_shardings=(whole, whole, whole, whole, split, split, split),
-        out_shardings=split,
-        donate_argnums=6,
-    )
+
+    def build(unet_params: Params, extractor_params: Params, *others: Any) -> Any:
+        del others
+        # As in training: networks that are split over a group there need not fit on a device here.
+        parted = [mesh.shardings(params, device_mesh) for params in (unet_params, extractor_params)]
+        return jax.jit(
+            program,
+            in_shardings=(*parted, whole, whole, split, split, split),
+            out_shardings=split,
+            donate_argnums=6,
+        )
+
+    return spmd.Program(build, device_mesh, program)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +208,10 @@ def make_denoiser(
         null = dataclasses.replace(null, inpaint=conditions.inpaint)
 
     def predict(x_t: Array, log_snr: Array, told: conditioning.Conditions) -> Array:
-        return module.apply(generator.unet, params, x_t, log_snr, told, train=False)
+        held = params
+        if networks.split:  # or XLA would gather all of them before the loop, and hold them whole
+            held, x_t = jax.lax.optimization_barrier((params, x_t))
+        return module.apply(generator.unet, held, x_t, log_snr, told, train=False)
 
     guide = guidance.make(config, networks.present)
     return guidance.denoiser(generator.process, predict, conditions, null, guide)

@@ -103,10 +103,8 @@ def judge(config, indices=INDICES, devices=8, params=None, fsdp=1, **changes):
     request, _ = requests(indices)
     request = request.replace(**changes)
     unet, extractor, gates = parameters()
-    held = jax.device_put(
-        (unet if params is None else params, extractor, gates, keys.root(3)),
-        mesh.replicated(device_mesh),
-    )
+    networks = mesh.distribute((unet if params is None else params, extractor), device_mesh)
+    held = *networks, *mesh.replicate((gates, keys.root(3)), device_mesh)
     alone = request.replace(source=None)
     return request, program(*held, jnp.asarray(indices), alone, request.source)
 
@@ -125,10 +123,14 @@ def whole(method):
     return run(CONFIGS[method])
 
 
-def test_images_are_equal_bit_for_bit_where_each_device_does_the_same_arithmetic():
+def test_images_are_equal_bit_for_bit_where_each_device_does_the_same_arithmetic(monkeypatch):
     """One image a device, on eight of them, in groups of four or not; and on one, one by one."""
     config = CONFIGS["generate"]
     _, images, verdict = whole("generate")
+    monkeypatch.setattr(mesh, "SMALL", 64)  # so that parameters are split
+    parts = mesh.shardings(parameters()[:2], mesh.make_mesh(8, 4))
+    for network in parts:
+        assert not all(part.is_fully_replicated for part in jax.tree.leaves(network))
     _, grouped, _ = run(config, fsdp=4)
     np.testing.assert_array_equal(images, grouped)
     for i in range(len(images)):

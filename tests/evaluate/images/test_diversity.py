@@ -8,6 +8,7 @@ import pytest
 
 from lt_jax.auditing.pool import pairwise
 from lt_jax.evaluate.images import diversity
+from lt_jax.runtime import mesh
 from lt_jax.selection import similarity
 
 
@@ -22,10 +23,12 @@ def random_likeness(seed, n):
 
 def test_identical_images_are_at_one_and_varied_ones_below():
     same = np.repeat(images(0, 1), 5, axis=0)
-    entry, draws = diversity.summarise(pairwise(same, 8), np.arange(5), 200, 0)
+    entry, draws = diversity.summarise(pairwise(same, 8, mesh.make_mesh(2)), np.arange(5), 200, 0)
     assert entry["mean"] == pytest.approx(1, abs=1e-5) and entry["pairs"] == 10
     np.testing.assert_allclose(draws[~np.isnan(draws)], 1, atol=1e-5)
-    varied, _ = diversity.summarise(pairwise(images(1, 5), 8), np.arange(5), 200, 0)
+    varied, _ = diversity.summarise(
+        pairwise(images(1, 5), 8, mesh.make_mesh(2)), np.arange(5), 200, 0
+    )
     assert varied["mean"] < 0.5
     compared = diversity.compared((entry, draws), (varied, _))
     assert compared["difference"] > 0.5 and compared["ci95"][0] > 0.3
@@ -33,13 +36,13 @@ def test_identical_images_are_at_one_and_varied_ones_below():
 
 def test_pairs_have_the_similarity_of_the_two():
     x = images(2, 6)
-    found = pairwise(x, 6)
+    found = pairwise(x, 6, mesh.make_mesh(1))
     planes = jnp.swapaxes(jnp.asarray(x[..., 0], jnp.float32), 0, 1)
     for i, j in itertools.combinations(range(6), 2):
         told = [similarity.describe(planes[:, k : k + 1]) for k in (i, j)]
         np.testing.assert_allclose(found[i, j], similarity.compare(*told)[0], atol=1e-5)
     np.testing.assert_array_equal(found, found.T)
-    np.testing.assert_allclose(pairwise(x[:4], 6), found[:4, :4], atol=1e-6)
+    np.testing.assert_allclose(pairwise(x[:4], 6, mesh.make_mesh(8)), found[:4, :4], atol=1e-6)
 
 
 def test_mean_and_draws_are_those_of_loops_over_groups():

@@ -276,7 +276,7 @@ class Held:
 
     def names(self, rows: Int[np.ndarray, "b"]) -> list[str]:
         """What messages call these rows."""
-        return [self.called[row] for row in rows.tolist()]
+        return [self.called[int(row)] for row in rows]
 
 
 def unnamed(rows: Int[np.ndarray, "b"]) -> list[str]:

@@ -10,7 +10,7 @@ Devices are ordered by process, so that a process holds neighbouring rows of a b
 
 import functools
 import math
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +213,8 @@ def fetch_to_first(tree: T) -> T:
 def _fetched(leaf: Any, keep: bool = True) -> Any:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         if not leaf.is_fully_replicated:  # a message in which all take part
-            leaf = _moved(replicated(leaf.sharding.mesh))(leaf)
+            lying = cast(NamedSharding, leaf.sharding)
+            leaf = _moved(NamedSharding(lying.mesh, PartitionSpec()))(leaf)
         leaf = leaf.addressable_data(0)
     return jax.device_get(leaf) if keep else None
 

@@ -55,7 +55,7 @@ def digest(tree: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(mesh.fetch(tree)):
         array = np.asarray(leaf)
         sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -233,7 +233,7 @@ def _read(
         # As host arrays: of one that it is to put on devices and cannot read, orbax raises a bare
         # Exception.
         host = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), target)
-        stored = _packed(host) if packed else host
+        stored: Any = _packed(host) if packed else host
         if fits:
             stored = item("state", ocp.args.StandardRestore(stored))
     except (OSError, ValueError, KeyError) as error:
@@ -251,7 +251,8 @@ def _read(
         )
     if digest(stored) != saved_digest:
         raise _DamagedError("its digest does not match")
-    return _unpacked(stored, target) if packed else stored, note
+    state = _unpacked(stored, target) if packed else stored
+    return state, note
 
 
 def _packed(tree: Any) -> dict[str, np.ndarray]:

@@ -107,9 +107,19 @@ def _show(found: Sequence[Planned], only: set[str] | None = None) -> None:
 
 
 def _retry(given: argparse.Namespace) -> None:
-    wanted = _wanted(given)
-    back = [planned.name for planned in wanted if states.put_back(planned.folder)]
+    wanted, back, used = _wanted(given), [], []
+    for planned in wanted:
+        state = states.status(planned.folder).state
+        try:
+            if state is State.FAILED and states.put_back(planned.folder):
+                back.append(planned.name)
+        except faults.WorkdirInUseError:  # since just now
+            state = State.RUNNING
+        if state is State.RUNNING:
+            used.append(planned.name)
     print(f"{len(back)} of {len(wanted)} trials wait again{': ' if back else ''}{' '.join(back)}")
+    if used:
+        print(f"{len(used)} are in use and left alone: {' '.join(used)}")
 
 
 def _collect(given: argparse.Namespace) -> None:

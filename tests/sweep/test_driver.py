@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from experiments.sweep import __main__ as command_line
 from lt_jax.config import ConfigError
 from lt_jax.runtime import faults
 from lt_jax.sweep import driver, jobs, states
@@ -57,6 +58,19 @@ def test_a_failed_trial_is_kept_apart_until_it_is_put_back(tmp_path, capsys):
     assert back == [failed]
     run(tmp_path, work)
     tiny_trial.check_whole(tmp_path, 3)
+
+
+def test_retry_leaves_trials_alone_that_are_in_use_and_puts_the_others_back(tmp_path, capsys):
+    planned = tiny_trial.plan(tmp_path, 4)
+    for one in planned[:3]:
+        states.mark(one.folder, Status(State.FAILED, "broken", 1, 1))
+    with faults.lock(planned[0].folder):
+        command_line.main(["retry", f"--out={tmp_path}"])
+    found = [states.status(one.folder).state for one in planned]
+    assert found == [State.FAILED, State.WAITING, State.WAITING, State.WAITING]
+    told = capsys.readouterr().out
+    assert "2 of 4 trials wait again" in told
+    assert f"1 are in use and left alone: {planned[0].name}" in told
 
 
 def test_a_stopped_trial_waits_and_goes_on_where_it_was(tmp_path):

@@ -77,13 +77,14 @@ class Table:
 
 
 def _is_fraction(cell: Cell) -> bool:
+    """Whether it is text that a number with a fraction is printed as; `244e230242` is a name."""
     if not isinstance(cell, str):
         return False
     try:
         float(cell)
     except ValueError:
         return False
-    return not cell.strip().lstrip("+-").isdigit()
+    return any(mark in cell.lower() for mark in (".", "e+", "e-", "nan", "inf"))
 
 
 def format_cell(cell: Cell, digits: int = 3) -> str:

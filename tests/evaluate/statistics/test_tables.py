@@ -16,10 +16,17 @@ ONE = statistics.summarise(np.array([0.7]))
 WRITERS = (tables.to_text, tables.to_markdown, tables.to_latex)
 
 
-@pytest.mark.parametrize("bare", [0.73, np.float32(0.73), "0.73", "7.3e-1", " +.73", None, True])
+@pytest.mark.parametrize(
+    "bare", [0.73, np.float32(0.73), "0.73", "7.3e-1", " +.73", "nan", "-Infinity", None, True]
+)
 def test_a_bare_number_is_refused_with_its_place(bare):
     with pytest.raises(TypeError, match=r"row 1, column 'F1'"):
         tables.Table(("Arm", "F1"), (("ce", THREE), ("bs", bare)))
+
+
+@pytest.mark.parametrize("name", ["244e230242", "12e5", "0123456789"])
+def test_a_hash_that_reads_as_a_number_is_a_name(name):
+    assert name in tables.to_text(tables.Table(("Trial", "F1"), ((name, THREE),)))
 
 
 @pytest.mark.parametrize("writer", WRITERS)

@@ -3,7 +3,8 @@ r"""Guidance, keep rate and dose for the digits' pool, searched for on val.
     python -m experiments.sweep run --sweep=configs/sweeps/digits_search.py --out=runs/search \
         --search=tpe
 
-Thirty trials of three classifiers each; generator and extractor are trained once.
+Thirty trials of three classifiers each, the first with the base's own values; generator and
+extractor are trained once.
 """
 
 from lt_jax import config as config_lib

@@ -23,7 +23,7 @@ from lt_jax.sweep.states import Planned, State, SweepError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command; a user's error is one line, SIGTERM ends it with 75."""
+    """Runs one command; a user's error is one line, SIGTERM (`run`: or Ctrl-C) ends it with 75."""
     logging.use_absl_handler()
     given = _parser().parse_args(argv)
     with command.ending(given.out):
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
+    faults.interrupt_as_sigterm()
     out = given.out
     sweep = definition.load(given.sweep)
     if given.search and sweep.search is None:
@@ -69,9 +70,8 @@ def _executor(given: argparse.Namespace) -> jobs.Executor:
         "mem_gb": given.mem,
         "slurm_signal_delay_s": given.warning,
     }
-    return jobs.Slurm(
-        given.out, given.workers, {k: v for k, v in options.items() if v is not None}, given.slurm
-    )
+    known = {name: value for name, value in options.items() if value is not None}
+    return jobs.Slurm(given.out, given.workers, known, given.slurm, queued=given.queued)
 
 
 def _status(given: argparse.Namespace) -> None:
@@ -147,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--search", choices=search.SAMPLERS, help="of a sweep with a Search; tpe")
     run.add_argument("--deaths", type=int, default=driver.DEATHS, help="before a trial has failed")
     slurm = run.add_argument_group("Slurm")
+    slurm.add_argument("--queued", type=int, default=jobs.SLURM_ARRAY, help="jobs in the queue at "
+                       "once, for clusters that take no more; %(default)s")  # fmt: skip
     slurm.add_argument("--time", type=int, default=60, help="minutes of a job; then it is requeued")
     slurm.add_argument("--partition")
     slurm.add_argument("--cpus", type=int, help="of a job")

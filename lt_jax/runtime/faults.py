@@ -68,6 +68,11 @@ def install_sigterm_handler(grace: float | None = None) -> None:
         ).start()
 
 
+def interrupt_as_sigterm() -> None:
+    """Makes Ctrl-C ask to save and stop, too; call it once SIGTERM does."""
+    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def _end_in_time(listening: int, grace: float) -> None:
     """Waits for SIGTERM, then for the process to end of itself; after `grace` seconds ends it."""
     while os.read(listening, 1)[0] != signal.SIGTERM:

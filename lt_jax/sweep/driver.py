@@ -43,7 +43,7 @@ def run(
     source: Source | None = None,
     *,
     deaths: int = DEATHS,
-    pause: float = 2.0,
+    pause: float | None = None,
     tell: Callable[[str], None] = say,
 ) -> dict[str, Status]:
     """Runs trials until all have ended; returns where each stands.
@@ -54,7 +54,7 @@ def run(
       executor: who carries them out.
       source: of further trials.
       deaths: vanished processes of a trial before it is given up.
-      pause: seconds between two looks.
+      pause: seconds between two looks; None: the executor's.
       tell: gets a line whenever the counts change.
 
     Raises:
@@ -82,14 +82,22 @@ def run(
                 for name, one in found.items()
                 if one.state is State.WAITING and name not in pending
             ][:room]
-            new = [] if len(ready) == room else source.more(room - len(ready), found)
+            # What follows from results is drawn when there is somebody to carry it out.
+            free = min(room, executor.workers - len(busy)) - len(ready)
+            new = source.more(free, found) if free > 0 else []
             planned |= {trial.name: trial for trial in new}
             if ready or new:
                 executor.submit([*ready, *new])
             elif not busy:
                 return found
-            else:
-                time.sleep(pause)
+            _rest(executor.pause if pause is None else pause)
+
+
+def _rest(seconds: float) -> None:
+    """Sleeps, until SIGTERM at most."""
+    end = time.monotonic() + seconds
+    while not faults.stopping() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.5))
 
 
 def _settled(trial: Planned, pending: set[str], deaths: int) -> Status:

@@ -3,6 +3,7 @@
     trials/<name>/trial.json   overrides, the whole config, stages, cache: written when planned
     trials/<name>/state.json   waiting, failed (with its last error line) or done; starts and ends
     trials/<name>/.lock        held by the process that runs it: it runs, whatever else is told
+    trials/<name>/card         CUDA_VISIBLE_DEVICES of the process that runs it, or ran it last
     trials/<name>/run/         its workdir
     trials/<name>/log.txt      what it printed
 

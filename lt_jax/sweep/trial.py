@@ -2,30 +2,34 @@
 
     python -m lt_jax.sweep.trial OUT/trials/<name>
 
-Exit codes: 0 done (or another process runs it), 75 stopped by SIGTERM with everything saved, 1
-failed. However it ends, what it found is in the trial's folder (`states`).
+Exit codes: 0 done (or another process runs it), 75 stopped by SIGTERM or Ctrl-C with everything
+saved, 1 failed. However it ends, what it found is in the trial's folder (`states`).
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 import traceback
 from collections.abc import Callable
 
 from lt_jax.errors import UserError
-from lt_jax.runtime import faults
+from lt_jax.runtime import faults, files
 from lt_jax.runtime.progress import say
 from lt_jax.sweep import states
 from lt_jax.sweep.states import Planned, State
 
 Work = Callable[[Planned], None]
 _PATIENCE = 1.0  # seconds: longer than anybody looks whether a trial is running
+_LEASE = 300.0  # seconds: longer than a file server holds a dead host's locks
 
 
 def carry_out(folder: pathlib.Path, work: Work) -> int:
     """Does a trial's work under its lock and marks what came of it; returns the exit code."""
+    # Slurm runs a job again as soon as its host is found dead, before its lock has fallen.
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
     try:
-        with faults.lock(folder, _PATIENCE):
+        with faults.lock(folder, _LEASE if again else _PATIENCE):
             return _carry_out(folder, work)
     except faults.WorkdirInUseError as busy:
         say(f"{folder.name}: left alone ({busy})")
@@ -36,6 +40,8 @@ def _carry_out(folder: pathlib.Path, work: Work) -> int:
     before = states.marked(folder)
     if before.state is not State.WAITING:
         return 0 if before.state is State.DONE else 1
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    files.write_atomically(folder / "card", cards, "a trial's card")
     now = dataclasses.replace(before, begun=before.begun + 1)
     states.mark(folder, now)
     now = dataclasses.replace(now, ended=before.ended + 1)
@@ -73,6 +79,7 @@ def main() -> None:
 
     logging.set_verbosity(logging.WARNING)
     faults.install_sigterm_handler(faults.GRACE)
+    faults.interrupt_as_sigterm()
     sys.exit(carry_out(pathlib.Path(sys.argv[1]), run_pipeline))
 
 

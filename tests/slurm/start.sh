@@ -56,7 +56,7 @@ SelectTypeParameters=CR_CPU
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 ReturnToService=2
-KillWait=10
+KillWait=30
 MinJobAge=60
 JobRequeue=1
 PreemptType=preempt/partition_prio

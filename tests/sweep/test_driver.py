@@ -103,6 +103,37 @@ def test_a_trial_that_is_held_is_running_and_left_alone(tmp_path, capsys):
     assert states.status(planned.folder) == Status()
 
 
+def test_what_follows_from_results_is_drawn_as_workers_are_free(tmp_path):
+    """Though the executor takes a thousand at once, as Slurm does."""
+    asked, waiting = [], []
+
+    class Source:
+        def more(self, room, known):
+            asked.append((room, sum(one.state is not State.DONE for one in known.values())))
+            first = len(known)
+            trials = [Trial({"number": i}, {}) for i in range(first, min(5, first + room))]
+            return [states.write(tmp_path, one, (), tmp_path / "cache") for one in trials]
+
+    class Slow(jobs.InProcess):
+        """Ends one trial a look."""
+
+        def room(self, busy):
+            return 1000
+
+        def submit(self, trials):
+            waiting.extend(trials)
+
+        def pending(self):
+            if waiting:
+                self.run(waiting.pop(0).folder)
+            return {one.name for one in waiting}
+
+    executor = Slow(lambda folder: carry_out(folder, lambda _: None), workers=2)
+    found = driver.run(tmp_path, [], executor, Source(), pause=0.0)
+    assert len(found) == 5 and {one.state for one in found.values()} == {State.DONE}
+    assert asked[0] == (2, 0) and all(room + open_ <= 2 for room, open_ in asked)
+
+
 def test_one_driver_at_a_time(tmp_path):
     tiny_trial.plan(tmp_path, 1)
     with pytest.raises(faults.WorkdirInUseError), faults.lock(tmp_path):
@@ -152,31 +183,6 @@ def test_local_processes_carry_trials_out(tmp_path):
     driver.run(tmp_path, planned, executor, pause=0.2)
     tiny_trial.check_whole(tmp_path, 3)
     assert len((tmp_path / "cache/generator/made").read_text().splitlines()) == 1
-
-
-def test_workers_with_cards_have_one_each(tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
-    given = []
-
-    class Job:
-        done = staticmethod(lambda: False)
-
-    class Executor:
-        def __init__(self, _):
-            pass
-
-        def update_parameters(self, **options):
-            given.append(options["visible_gpus"])
-
-        def submit(self, _):
-            return Job()
-
-    monkeypatch.setattr(jobs.submitit(), "LocalExecutor", Executor)
-    executor = jobs.Local(tmp_path, 8, gpus=2)
-    planned = tiny_trial.plan(tmp_path, 3)
-    assert executor.room(0) == 2
-    executor.submit(planned[:2])
-    assert given == [(0,), (1,)] and executor.room(2) == 0
 
 
 def test_a_missing_library_names_the_command_that_installs_it(monkeypatch):

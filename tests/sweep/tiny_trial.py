@@ -40,6 +40,8 @@ def work(planned: states.Planned) -> None:
     with faults.lock(planned.workdir):
         path = planned.workdir / "progress.json"
         start = json.loads(path.read_text()) if path.exists() else 0
+        with (planned.workdir / "starts").open("a") as file:
+            file.write(f"{start}\n")
         for step in range(start, config["steps"]):
             faults.raise_if_stopping(f"step {step}")
             time.sleep(config["pause"])

@@ -150,6 +150,8 @@ class Study:
         """Writes a trial down; None where there can be none, which the sampler is told."""
         space, params, fail = self._search.space, asked.params, self._library.trial.TrialState.FAIL
         if set(params) != set(space):  # a kill came amid asking
+            if not self._drawn() and (own := self._own_values()):  # they remain the first trial's
+                self._study.enqueue_trial(own)
             self._study.tell(asked, state=fail)
             return None
         overrides = {field: _value(held, params[field]) for field, held in space.items()}

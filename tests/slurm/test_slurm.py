@@ -169,7 +169,7 @@ def test_a_failed_trial_is_a_failed_job(tmp_path):
 def test_the_warning_before_a_job_s_time_is_over_saves_and_requeues(tmp_path):
     out = tmp_path / "sweep"
     planned = tiny_trial.plan(out, 1, steps=100, pause=0.8)
-    limited = executor(out, time_limit=2, slurm_signal_delay_s=90)
+    limited = executor(out, time_limit=2, slurm_signal_delay_s=60)
     limited.submit(planned)
     one, job = wait(lambda: running(out))[0]
     wait(lambda: states.status(one.folder).begun == 2, 240)

@@ -110,6 +110,10 @@ def test_a_kill_amid_asking_costs_a_draw_and_no_more(tmp_path):
     found = run(tmp_path, study(tmp_path, trials=2))
     assert len(found) == 2 and {one.state for one in found.values()} == {State.DONE}
     assert study(tmp_path)._study.trials[0].state.name == "FAIL"
+    assert (
+        draws(tmp_path)[0][RATE]
+        == definition.base_of(BASE)["classify"]["optimizer"]["learning_rate"]
+    )
 
 
 def test_a_combination_that_is_refused_is_told_and_another_is_drawn(tmp_path, capsys):

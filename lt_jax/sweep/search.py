@@ -75,11 +75,8 @@ class Study:
             self._study.enqueue_trial(own)
 
     def _definition(self) -> dict[str, Any]:
-        """What must not change under a search: all but how many trials, of which sampler."""
+        """What must not change under a search, beside what `states.check_sweep` looks at."""
         return {
-            "base": self._base,
-            "shared": self._sweep.shared,
-            "stages": self._sweep.stages,
             "objective": self._search.objective,
             "space": {
                 field: {type(held).__name__: vars(held)}
@@ -243,7 +240,7 @@ def _param(held: Distribution, value: Any) -> Any:
 
 def _same(path: pathlib.Path, now: Mapping[str, Any]) -> None:
     """Writes down what a search is; ConfigError where the folder holds another one."""
-    text = json.dumps(now, indent=1)
+    text = json.dumps(now, indent=1, default=str)  # NumPy's numbers, which trials take, too
     if not path.exists():
         files.write_atomically(path, text, "the search's definition")
     elif changes := pipeline.differences(json.loads(path.read_text()), json.loads(text), "search"):

@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lt_jax.config import Config, ConfigError, RuntimeConfig, json_file
 from lt_jax.errors import UserError
-from lt_jax.runtime import distributed, faults, files, mesh
+from lt_jax.runtime import distributed, faults, files, launchers, mesh
 
 
 def config() -> ConfigDict:
@@ -56,15 +55,18 @@ def use_devices(runtime: RuntimeConfig, folder: pathlib.Path | None) -> None:
     if folder is not None:
         distributed.initialize(_launch(), runtime.host_timeout)
         if distributed.count() > 1:
-            faults.share_sigterm()
+            faults.watch_others()
 
 
-def _launch() -> distributed.Launch:
+def _launch() -> launchers.Launch:
     """As the flags say; a command without these flags is one process."""
     given = flags.FLAGS
     if "coordinator" not in given:
-        return distributed.Launch(distributed.NONE)
-    return distributed.Launch(given.coordinator, given.num_processes, given.process_id)
+        return launchers.Launch(launchers.NONE)
+    if not all(number.isdigit() for number in given.local_devices):
+        raise ConfigError(f"--local_devices: got {given.local_devices}; takes numbers, e.g. 0,1")
+    devices = tuple(map(int, given.local_devices))
+    return launchers.Launch(given.coordinator, given.num_processes, given.process_id, devices)
 
 
 @contextlib.contextmanager
@@ -84,12 +86,17 @@ def ending(folder: pathlib.Path | None = None) -> Iterator[None]:
     except faults.Preempted as stop:
         logging.warning("%s", stop)
         sys.exit(faults.REQUEUE_EXIT_CODE)
-    except UserError as error:
-        sys.exit(f"lt_jax: {error}")
-    except jax.errors.JaxRuntimeError as error:
-        if distributed.count() == 1:
-            raise
-        distributed.abandon(error)
+    except (Exception, KeyboardInterrupt) as error:
+        if str(error).startswith("RESOURCE_EXHAUSTED"):
+            error.add_note(
+                "lt_jax: out of memory: take smaller batches, more devices, or split the "
+                "parameters over them (config.runtime.fsdp)"
+            )
+        if distributed.count() > 1:
+            faults.end_among_others(error)
+        if isinstance(error, UserError):
+            sys.exit(f"lt_jax: {error}")
+        raise
 
 
 def _folder() -> pathlib.Path:
@@ -99,7 +106,7 @@ def _folder() -> pathlib.Path:
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """A .json file is read as data; any other is a Python file, whose `get_config` is called."""
+    """A .json file is read as data; of a .py file, which is a program, `get_config` is called."""
 
     def __init__(self, python: flags.ArgumentParser) -> None:
         """`python` is for Python files."""
@@ -107,11 +114,14 @@ class _ConfigFile(flags.ArgumentParser):
         self._python = python
 
     def parse(self, path: str) -> ConfigDict:
-        """The locked config; raises ConfigError where the file is missing, or as `read` does."""
-        if not pathlib.Path(path.partition(":")[0]).is_file():
+        """The locked config; ConfigError: no such file, none of these kinds, or a wrong value."""
+        file = pathlib.Path(path.partition(":")[0])
+        if not file.is_file():
             raise ConfigError(f"{path}: no such file; takes a config, .py or .json")
-        if path.endswith(".json"):
+        if file.suffix.lower() == ".json":
             return json_file.read(pathlib.Path(path), Config)
+        if file.suffix != ".py":
+            raise ConfigError(f"{path}: takes .py, which is run, or .json, which is data")
         return self._python.parse(path)  # type: ignore[return-value]
 
     def flag_type(self) -> str:
@@ -139,8 +149,9 @@ def start(main: Callable[[list[str]], None]) -> None:
     flags.DEFINE_string("cache", None, "folder of artifacts that workdirs share")
     flags.DEFINE_bool("accept_config_change", False, "go on in a workdir of another config")
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, auto or none")
-    flags.DEFINE_integer("num_processes", -1, "processes of the run, with --coordinator")
-    flags.DEFINE_integer("process_id", -1, "number of this one, from 0, with --coordinator")
+    flags.DEFINE_integer("num_processes", -1, "processes of the run; -1: as the launcher says")
+    flags.DEFINE_integer("process_id", -1, "number of this one, from 0; -1: as the launcher says")
+    flags.DEFINE_list("local_devices", [], "GPUs of this process, e.g. 0,1; none: its share")
     _run(main)
 
 

@@ -7,6 +7,7 @@ A stage whose artifact is finished is skipped; an unfinished one goes on where i
 import json
 import math
 import pathlib
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,10 +68,12 @@ class Pipeline:
           ConfigError: the workdir belongs to another config; or an input of a named stage is
             neither finished nor among the named.
           WorkdirInUseError: another run is at work in the workdir.
-          DistributedError: the processes of a run have different configs, or no workdir in common.
+          DistributedError: the processes of a run have different configs or inputs, or no workdir
+            in common.
         """
         selected = self.selected(names)
         self._check_alike("config", self._resolved() + " ".join(spec.stage for spec in selected))
+        self._check_keys()
         with faults.lock(self.workdir):
             distributed.on_first(lambda: self._begin(selected, accept_config_change))
             self._check_alike("workdir", str(files.appeared(self.workdir / "config.json")))
@@ -162,6 +165,17 @@ class Pipeline:
                 "command, in a --workdir (and --cache) on a file system that all hosts share"
             )
 
+    def _check_keys(self) -> None:
+        """Keys hold the content of input files, which each process reads on its own host."""
+        if distributed.alike(" ".join(spec.key for spec in self.specs)):
+            return
+        first = next(spec for spec in self.specs if not distributed.alike(spec.key))
+        raise distributed.DistributedError(
+            f"{first.stage}: the hosts of this run do not read the same inputs (key "
+            f"{first.key[:16]} on {socket.gethostname()}); see that config.data.root, .csv, "
+            ".manifest, arms' schedules and generator.adapt.base are visible and equal on all"
+        )
+
     def _resolved(self) -> str:
         return json.dumps(config_lib.to_dict(self.config), indent=1)
 
@@ -169,8 +183,8 @@ class Pipeline:
         """Writes the resolved config into the workdir; refuses a workdir of another config."""
         path = self.workdir / "config.json"
         new = json.loads(self._resolved())
-        held = json.loads(path.read_text()) if path.exists() else new
-        if not accept_config_change and (changes := deciding(held, new)):
+        known = path.exists() and not accept_config_change
+        if known and (changes := deciding(_written(path), new)):
             raise config_lib.ConfigError(
                 f"{self.workdir} holds a run of another config:\n  "
                 + "\n  ".join(changes[:10])
@@ -212,6 +226,17 @@ def deciding(old: Any, new: Any) -> list[str]:
         for line in differences(old, new)
         if not line.startswith("config.runtime.") and line.partition(":")[0] not in free
     ]
+
+
+def _written(path: pathlib.Path) -> Any:
+    """A workdir's config.json; ConfigError where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise config_lib.ConfigError(
+            f"{path} is damaged ({error}); delete it: the same command writes it anew, and stages "
+            "are known by their own keys"
+        ) from error
 
 
 def differences(old: Any, new: Any, path: str = "config") -> list[str]:

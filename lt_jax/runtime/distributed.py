@@ -12,49 +12,32 @@ Within `on_first` the first process is alone: nobody answers a collective, so th
 `barrier` do nothing there and a mesh is made of its own devices.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import json
 import os
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 from lt_jax.errors import Preempted, UserError
+from lt_jax.runtime import launchers
+from lt_jax.runtime.launchers import DistributedError as DistributedError
 
 T = TypeVar("T")
 
-AUTO, NONE = "auto", "none"
 _AFTER = 60  # seconds that JAX would wait longer
 _LEAST_BYTES = 256  # of a message: lengths are powers of two, so that few programs are compiled
-# How launchers say how many processes they have started.
-_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-
-
-class DistributedError(UserError, RuntimeError):
-    """Processes that do not find each other, or are not of one run."""
+_TOLD = "lt_jax/"  # before the keys of what one process tells all
+_FAREWELL = 3.0  # seconds; all have asked within them (`faults`)
 
 
 class PeerError(UserError, RuntimeError):
     """The first process ended with an error, and this one with it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """How the processes find each other.
-
-    Attributes:
-      coordinator: host:port of the first process; "auto": as the cluster says (Slurm, Open MPI,
-        Kubernetes); "none": there is one process; "": as the cluster says where Slurm or Open MPI
-        have started more than one, else one.
-      num_processes, process_id: of an explicit coordinator; -1: as the cluster says.
-    """
-
-    coordinator: str = ""
-    num_processes: int = -1
-    process_id: int = -1
 
 
 @dataclasses.dataclass
@@ -68,9 +51,10 @@ class _Here:
 
 
 _here = _Here()
+_asking = threading.Lock()  # while the coordinator is asked what was told
 
 
-def initialize(launch: Launch, timeout: int) -> None:
+def initialize(launch: launchers.Launch, timeout: int) -> None:
     """Joins the processes of a run; call it before the first use of a device, once.
 
     Args:
@@ -79,11 +63,24 @@ def initialize(launch: Launch, timeout: int) -> None:
         it counts as lost: all others then end with JAX's message that says so.
 
     Raises:
-      DistributedError: they do not find each other, or counts do not fit.
+      DistributedError: they do not find each other, counts do not fit, or those of a node cannot
+        share its GPUs evenly.
     """
-    arguments = _arguments(launch, os.environ)
+    arguments = launchers.arguments(launch, os.environ)
     if arguments is None:
         return
+    import jax
+
+    on_cpu = jax.config.jax_platforms == "cpu"  # type: ignore[attr-defined]
+    devices = None if on_cpu else launchers.local_devices(launch, os.environ)
+    if devices is not None:
+        arguments["local_device_ids"] = devices
+    _join(arguments, timeout)
+    _check_devices()
+    barrier("joined")  # CPU collectives are set up within 30 s of each other, or not at all
+
+
+def _join(arguments: Mapping[str, Any], timeout: int) -> None:
     import jax
 
     # Between CPUs of several processes; accelerators have their own.
@@ -100,15 +97,29 @@ def initialize(launch: Launch, timeout: int) -> None:
             shutdown_timeout_seconds=timeout,
         )
     except ValueError as error:
-        raise DistributedError(
-            "--coordinator=auto: no cluster that JAX knows has started this process "
-            f"({_line(error)}); give --coordinator=HOST:PORT, --num_processes and --process_id"
-        ) from error
+        if "coordinator_address" in arguments:
+            raise DistributedError(f"--coordinator: {line(error)}") from error
+        raise DistributedError(f"{launchers.no_cluster(os.environ)} ({line(error)})") from error
     except RuntimeError as error:
-        raise DistributedError(f"{_not_joined(arguments, timeout)} ({_line(error)})") from error
+        raise DistributedError(f"{_not_joined(arguments, timeout)} ({line(error)})") from error
     finally:
         impatience.cancel()
-    _here.index, _here.count = jax.process_index(), jax.process_count()
+    state = _state()  # `jax.process_index` makes the devices, which may fail in one process alone
+    _here.index, _here.count = state.process_id, state.num_processes
+    # Before JAX's own farewell: a question under way would end in an abort.
+    atexit.register(_asking.acquire, timeout=_FAREWELL)
+
+
+def _check_devices() -> None:
+    """Says which devices this process has; all need as many."""
+    import jax
+
+    names = ", ".join(f"{d.platform}:{d.local_hardware_id}" for d in jax.local_devices())
+    print(
+        f"lt_jax: process {_here.index} of {_here.count}: devices {names}",
+        file=sys.stderr,
+        flush=True,
+    )
     held = {
         process: sum(device.process_index == process for device in jax.devices())
         for process in range(_here.count)
@@ -116,50 +127,21 @@ def initialize(launch: Launch, timeout: int) -> None:
     if len(set(held.values())) > 1:
         raise DistributedError(
             f"processes have different numbers of devices ({held}); give each as many, by "
-            "config.runtime.cpu_devices on CPU, or by the launcher's GPUs a task"
+            "config.runtime.cpu_devices on CPU, or by the launcher's GPUs a task or "
+            "--local_devices on GPU"
         )
-    barrier("joined")  # CPU collectives are set up within 30 s of each other, or not at all
 
 
 def _not_joined(arguments: Mapping[str, Any], timeout: int) -> str:
     who = f"process {arguments.get('process_id', 'of the cluster')}"
     where = arguments.get("coordinator_address", "as Slurm, Open MPI or Kubernetes say")
+    count = arguments.get("num_processes", "as many as it has started")
     return (
-        f"{who} has not joined the others within {timeout} s (coordinator: {where}); see that "
-        "process 0 runs and its port can be reached, and that as many processes are started as "
-        "--num_processes says, each with its own --process_id; config.runtime.host_timeout sets "
-        "how long to wait"
+        f"{who} has not joined the others within {timeout} s (coordinator: {where}; processes: "
+        f"{count}); see that process 0 runs and its port can be reached, and that all processes "
+        "run, each with a number of its own (--num_processes and --process_id, or the launcher's); "
+        "config.runtime.host_timeout sets how long to wait"
     )
-
-
-def _arguments(launch: Launch, environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Of `jax.distributed.initialize`; None: there is one process."""
-    explicit = launch.num_processes >= 0 or launch.process_id >= 0
-    if launch.coordinator in ("", AUTO, NONE):
-        if explicit:
-            raise DistributedError(
-                "--num_processes and --process_id need --coordinator=HOST:PORT of process 0; "
-                "leave all three out where Slurm, Open MPI or Kubernetes start the processes"
-            )
-        started = max((int(environment.get(name, "1")) for name in _COUNTS), default=1)
-        several = launch.coordinator == AUTO or (launch.coordinator == "" and started > 1)
-        return {} if several else None
-    host, _, port = launch.coordinator.rpartition(":")
-    if not host or not port.isdigit():
-        raise DistributedError(
-            f"--coordinator: got {launch.coordinator!r}; takes HOST:PORT, auto or none"
-        )
-    if not 0 <= launch.process_id < launch.num_processes:
-        raise DistributedError(
-            f"--process_id: got {launch.process_id} of --num_processes={launch.num_processes}; "
-            "takes 0 up to one less than the number of processes, another for each"
-        )
-    return {
-        "coordinator_address": launch.coordinator,
-        "num_processes": launch.num_processes,
-        "process_id": launch.process_id,
-        "cluster_detection_method": "deactivate",
-    }
 
 
 def count() -> int:
@@ -226,7 +208,7 @@ def on_first(function: Callable[[], T]) -> T | None:
                 result = function()
         except Exception as error:
             failed = error
-    told = agree(failed and {"line": _line(failed), "stopped": isinstance(failed, Preempted)})
+    told = agree(failed and {"line": line(failed), "stopped": isinstance(failed, Preempted)})
     if failed is not None:
         raise failed
     if told is not None and told["stopped"]:
@@ -256,15 +238,46 @@ def preempted() -> bool:
     return multihost_utils.reached_preemption_sync_point(_here.ticks)
 
 
-def abandon(error: Exception) -> NoReturn:
-    """Ends this process at once, where a message between processes has failed.
+def tell(word: str, text: str = "") -> None:
+    """Tells all processes at once, wherever they are: no collective, and nobody has to answer."""
+    if _here.count > 1 and (client := _state().client) is not None:
+        with contextlib.suppress(RuntimeError):  # the coordinator may be gone
+            client.key_value_set(_TOLD + word, text, allow_overwrite=True)
 
-    Without the farewell that waits for the others, of whom one is gone.
+
+def told() -> dict[str, str]:
+    """What any process has told all, text by word; nothing once this one is about to end."""
+    if _here.count == 1 or not _asking.acquire(timeout=1.0):
+        return {}
+    try:
+        client = _state().client
+        pairs = client.key_value_dir_get(_TOLD) if client is not None else ()
+        return {key.removeprefix(_TOLD): text for key, text in pairs}
+    except RuntimeError:
+        return {}
+    finally:
+        _asking.release()
+
+
+def _state() -> Any:
+    """JAX's own of what has been joined; its client asks the coordinator for texts by key."""
+    from jax._src import distributed  # JAX has no public name for it
+
+    return distributed.global_state
+
+
+def leave(error: str) -> NoReturn:
+    """Ends this process with 1 and lets the others know why.
+
+    Without the farewell at which JAX waits for all: those who are in the middle of a message to
+    this one would never come to it.
     """
-    _end(
-        f"process {_here.index} of {_here.count} cannot go on, most likely because another "
-        f"was lost ({_line(error)}); what is saved is intact: run the same command again",
-    )
+    tell("error", f"process {_here.index} ended with an error ({error})")
+    sys.stdout.flush()
+    if is_first():  # whom they ask
+        _asking.acquire(timeout=_FAREWELL)
+        time.sleep(_FAREWELL)
+    os._exit(1)
 
 
 def _end(message: str) -> NoReturn:
@@ -281,6 +294,6 @@ def _alone() -> Iterator[None]:
         _here.alone = False
 
 
-def _line(error: BaseException) -> str:
+def line(error: BaseException) -> str:
     """An error's first line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

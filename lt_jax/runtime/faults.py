@@ -12,12 +12,15 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from lt_jax.errors import Preempted as Preempted
 from lt_jax.errors import UserError
@@ -30,6 +33,13 @@ GRACE = 25.0
 
 _stop = threading.Event()  # it came to this process
 _agreed = threading.Event()  # and all processes of the run know
+_POLL = 1.0  # seconds until a process hears what another tells
+# Of a message between processes that failed, whatever type of error JAX makes of it.
+_LOST = re.compile(
+    r"^(UNAVAILABLE|DEADLINE_EXCEEDED):|^[A-Z_]+: .*(Gloo|[Cc]onnection (closed|reset|refused)|"
+    r"Socket closed|coordination service|heartbeat|remote process exited|network error)",
+    re.DOTALL,
+)
 _PATIENT = 0.5  # seconds of waiting for a lock before a line says so
 _LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _ONE_HOST = {"localflock", "nolock", "local_lock=all", "local_lock=flock"}  # of NFS and Lustre
@@ -84,20 +94,46 @@ def _end_in_time(listening: int, grace: float) -> None:
     os._exit(REQUEUE_EXIT_CODE)
 
 
-def share_sigterm() -> None:
-    """Hears SIGTERM beside JAX, which tells all processes; call it once they have met.
+def watch_others() -> None:
+    """Ends with the other processes of the run, and they with this one; call it once they have met.
+
+    A SIGTERM to one becomes one to each within two seconds, be it in the middle of a message, or
+    alone at work. An error of one ends all (`end_among_others`).
+    """
+    _share_sigterm()
+    _explain_abort()
+    threading.Thread(target=_watch, name="others", daemon=True).start()
+
+
+def _watch() -> None:
+    while True:
+        asked = _stop.wait(_POLL)
+        if asked:
+            distributed.tell("sigterm")
+            time.sleep(_POLL)
+        told = distributed.told()
+        _end_with(told)
+        if "sigterm" in told and not _stop.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_with(told: dict[str, str]) -> None:
+    """Ends where another process has ended with an error."""
+    if "error" in told:
+        _end(f"{told['error']}; this process ends with it")
+
+
+def _share_sigterm() -> None:
+    """Hears SIGTERM beside JAX, which tells all processes.
 
     JAX's notifier, in C++, takes the signal for itself: neither deadline nor a first process that
     works alone would hear of it. This puts Python's handler before it, which passes it on.
     """
-    library = ctypes.CDLL(None)
-    library.signal.restype = ctypes.c_void_p
-    library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    before = library.signal(signal.SIGTERM, None)
+    before = _LIBRARY.signal(signal.SIGTERM, None)
     if not before or before == int(signal.SIG_IGN):
         tell = lambda: None
     else:
-        notifier = ctypes.CFUNCTYPE(None, ctypes.c_int)(before)
+        notifier = _HANDLER(before)
         tell = lambda: notifier(signal.SIGTERM)
 
     def heard(*_: object) -> None:
@@ -107,6 +143,46 @@ def share_sigterm() -> None:
     signal.signal(signal.SIGTERM, heard)
     if _stop.is_set():  # it came while they met
         tell()
+
+
+def _explain_abort() -> None:
+    """Where JAX, in C++, aborts since a process is lost, the last line says so and what to do."""
+    _LIBRARY.signal(signal.SIGABRT, ctypes.cast(_ABORTED, ctypes.c_void_p))
+
+
+def end_among_others(error: BaseException) -> NoReturn:
+    """Ends this process of several where an error came up: what the others do, it does not know."""
+    line = distributed.line(error)
+    if _LOST.search(str(error)):
+        _end_with(distributed.told())
+        _end(_lost(line))
+    if isinstance(error, UserError):
+        print(f"lt_jax: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+        line = f"{type(error).__name__}: {line}"
+    distributed.leave(line)
+
+
+def _lost(why: str) -> str:
+    return (
+        f"this process cannot go on, most likely because another was lost ({why}); what is saved "
+        "is intact: run the same command again"
+    )
+
+
+def _end(message: str) -> NoReturn:
+    """At once; after SIGTERM with its code, as the others may have ended at their deadline."""
+    sys.stdout.flush()
+    os.write(2, f"lt_jax: {message}\n".encode())
+    os._exit(REQUEUE_EXIT_CODE if _stop.is_set() else 1)
+
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
+_ABORTED = _HANDLER(lambda _: _end(_lost("JAX has aborted it, see above")))
+_LIBRARY = ctypes.CDLL(None)
+_LIBRARY.signal.restype = ctypes.c_void_p
+_LIBRARY.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
 
 def stopping() -> bool:
@@ -158,11 +234,28 @@ def _holding(workdir: pathlib.Path, patience: float) -> Iterator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(workdir / ".lock", "a+"))
         _acquire(file, workdir, patience)
+        _warn_of_hosts(file, workdir)
         with files.disk_errors(workdir, "the lock"):
             file.truncate(0)
             file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+
+
+def _warn_of_hosts(file: IO[Any], folder: pathlib.Path) -> None:
+    """Where locks hold on one host alone, another may hold it; or was killed, and left its name."""
+    file.seek(0)
+    holder = file.read().strip()
+    other = holder and not holder.endswith(f" on {socket.gethostname()}")
+    if other and (reason := one_host_only(folder)):
+        progress.say(
+            f"{folder}: WARNING: {reason}, so that its lock holds on one host alone; process "
+            f"{holder} may be at work in it: if it is, end this run, or both write into it"
+        )
 
 
 def _acquire(file: IO[Any], workdir: pathlib.Path, patience: float) -> None:

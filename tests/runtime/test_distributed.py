@@ -9,15 +9,14 @@ import pytest
 
 from lt_jax.errors import Preempted
 from lt_jax.runtime import distributed
-from lt_jax.runtime.distributed import DistributedError, Launch
 from tests import processes
 
 JOIN = """
 import jax
 from lt_jax.errors import Preempted
-from lt_jax.runtime import distributed
+from lt_jax.runtime import distributed, launchers
 jax.config.update("jax_platforms", "cpu")
-distributed.initialize(distributed.Launch("127.0.0.1:{port}", 2, {process}), 1)
+distributed.initialize(launchers.Launch("127.0.0.1:{port}", 2, {process}), 1)
 """
 
 
@@ -25,10 +24,10 @@ TOGETHER = """
 import json
 import jax
 import numpy as np
-from lt_jax.runtime import distributed, mesh
+from lt_jax.runtime import distributed, launchers, mesh
 jax.config.update("jax_platforms", "cpu")
 mesh.configure_devices(2, None)
-distributed.initialize(distributed.Launch(), 60)
+distributed.initialize(launchers.Launch(), 60)
 everywhere, me = mesh.make_mesh(fsdp=2), jax.process_index()
 rows, square = np.arange(8), np.arange(4096).reshape(64, 64)
 mesh.meet(everywhere)
@@ -102,6 +101,8 @@ def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
     ]
     said = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], said
+    for number, (_, words) in enumerate(said):
+        assert f"lt_jax: process {number} of 2: devices cpu:0, cpu:1\n" in words.decode()
     first, second = (json.loads(out.decode().split("FOUND")[1]) for out, _ in said)
     assert (first.pop("own"), second.pop("own")) == ([0, 1, 2, 3], [4, 5, 6, 7])
     assert (first.pop("kept"), second.pop("kept")) == ([True] * 3, [False] * 3)
@@ -117,48 +118,6 @@ def test_processes_of_a_launcher_find_each_other_and_agree(launcher):
         "kept whole": True,
         "compiled": [0, 1, 0],
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "environment, several",
-    [
-        ({}, False),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-    ],
-)
-def test_without_flags_the_launcher_says_how_many_there_are(environment, several):
-    found = distributed._arguments(Launch(), environment)
-    assert found == ({} if several else None)
-    assert distributed._arguments(Launch("none"), environment) is None
-    assert distributed._arguments(Launch("auto"), environment) == {}
-
-
-def test_explicit_flags_ask_no_cluster():
-    found = distributed._arguments(Launch("node7:1234", 3, 2), {"SLURM_STEP_NUM_TASKS": "9"})
-    assert found == {
-        "coordinator_address": "node7:1234",
-        "num_processes": 3,
-        "process_id": 2,
-        "cluster_detection_method": "deactivate",
-    }
-
-
-@pytest.mark.parametrize(
-    "launch, message",
-    [
-        (Launch("", 2, 0), "need --coordinator"),
-        (Launch("auto", 2, 0), "need --coordinator"),
-        (Launch("node7", 2, 0), "--coordinator: got 'node7'"),
-        (Launch("node7:x", 2, 0), "takes HOST:PORT"),
-        (Launch("node7:1", 2, 2), "--process_id: got 2 of --num_processes=2"),
-        (Launch("node7:1"), "--process_id: got -1"),
-    ],
-)
-def test_counts_that_do_not_fit_are_refused(launch, message):
-    with pytest.raises(DistributedError, match=message):
-        distributed._arguments(launch, {})
 
 
 @pytest.mark.parametrize("process", [0, 1])

@@ -110,6 +110,44 @@ def test_locks_of_one_host_alone_are_known_from_the_mount(tmp_path):
     assert faults.one_host_only(tmp_path) is None
 
 
+LEFT = "7 on another"  # by a process that was killed, or holds it
+
+
+@pytest.mark.parametrize(
+    "reason, left, warns",
+    [
+        ("localflock", LEFT, True),
+        ("localflock", f"7 on {HOST}", False),
+        (None, LEFT, False),
+    ],
+)
+def test_where_locks_hold_on_one_host_a_name_of_another_warns(
+    tmp_path, monkeypatch, capsys, reason, left, warns
+):
+    monkeypatch.setattr(faults, "one_host_only", lambda folder: reason)
+    (tmp_path / ".lock").write_text(left)
+    with faults.lock(tmp_path):
+        said = capsys.readouterr().err
+    assert ("process 7 on another may be at work in it" in said) == warns
+    assert (tmp_path / ".lock").read_text() == ""  # who has ended is not taken for another
+
+
+@pytest.mark.parametrize(
+    "text, lost",
+    [
+        ("UNKNOWN: Gloo AllGather failed: [pair.cc:547] Connection closed by peer", True),
+        ("UNAVAILABLE: Failed to send RPC to coordination service", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out", True),
+        ("INTERNAL: NCCL operation x failed: remote process exited or network error", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes", False),
+        ("INTERNAL: ptxas exited with non-zero error code 2", False),
+        ("Gloo is not a field", False),
+    ],
+)
+def test_only_a_failed_message_counts_as_the_loss_of_another(text, lost):
+    assert bool(faults._LOST.search(text)) == lost
+
+
 def test_files_are_written_whole_from_text_or_bytes(tmp_path):
     path = tmp_path / "note.json"
     files.write_atomically(path, "größer", "a note")
@@ -211,6 +249,21 @@ def test_sigterm_asks_to_stop_and_does_nothing_else(sigterm):
     assert faults.stopping()
     with pytest.raises(faults.Preempted, match="SIGTERM: step 3 is saved; the same command"):
         faults.raise_if_stopping("step 3")
+
+
+STARTING = """
+import os, runpy, signal, sys
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Importing())
+runpy.run_module("lt_jax.main", run_name="__main__")
+"""
+
+
+def test_sigterm_while_libraries_are_imported_has_its_code():
+    assert subprocess.run([sys.executable, "-c", STARTING], cwd=ROOT).returncode == 75
 
 
 BUSY = """

@@ -6,6 +6,7 @@ numbers of devices, so that only the messages between them travel otherwise.
 
 import json
 import pathlib
+import shutil
 import signal
 import time
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lt_jax import pipeline
-from lt_jax.runtime import artifacts, metrics
+from lt_jax.runtime import artifacts, mesh, metrics
 from lt_jax.runtime.ledger import Ledger
 from tests import processes
 from tests.test_golden_configs import load
@@ -59,33 +60,36 @@ def get_config():
 
 
 class Run:
-    """One config in one workdir, by one process of two devices or two of one."""
+    """One config in one workdir, by one process of two devices or two of one (or twice as many)."""
 
-    def __init__(self, folder: pathlib.Path, name: str, config: str, *more: str):
+    def __init__(self, folder: pathlib.Path, name: str, config: str, *more: str, devices: int = 2):
         path = folder / "config.py"
         path.write_text(config)
         self.workdir, self._logs = folder / name, folder / f"{name}_logs"
         self._command = ["-m", "lt_jax.main", f"--config={path}", f"--workdir={self.workdir}"]
         self._command += [f"--config.runtime.compilation_cache={folder / 'compiled'}", *more]
+        self._devices = devices
         self.specs = {s.stage: s for s in pipeline.Pipeline(load(path), self.workdir).specs}
 
     def command(self, count: int) -> list[str]:
-        return [*self._command, f"--config.runtime.cpu_devices={2 // count}"]
+        return [*self._command, f"--config.runtime.cpu_devices={self._devices // count}"]
 
     def finish(self, count: int, timeout: float = 500) -> list[str]:
         codes, said = processes.finished(self.command(count), count, self._logs, timeout)
         assert codes == [0] * count, said
         return said
 
-    def interrupt(self, number: signal.Signals, timeout: float) -> tuple[list[int], list[str]]:
-        """Sends the second of two processes a signal once a checkpoint is there."""
+    def interrupt(
+        self, number: signal.Signals, which: int = 1, timeout: float = 300
+    ) -> tuple[list[int], list[str]]:
+        """Sends one of two processes a signal once a checkpoint is there."""
         with processes.started(self.command(2), 2, self._logs) as running:
             until = time.monotonic() + timeout
             while not list(self.workdir.glob("extractor/checkpoints/*/_CHECKPOINT_METADATA")):
                 assert time.monotonic() < until and running[0].poll() is None, self.said()
                 time.sleep(0.05)
-            running[1].send_signal(number)
-            codes = [process.wait(timeout) for process in running]
+            running[which].send_signal(number)
+            codes = [process.wait(120) for process in running]
         return codes, self.said()
 
     def said(self) -> list[str]:
@@ -131,7 +135,7 @@ def unbroken(tmp_path_factory):
 def test_a_training_of_two_stopped_by_one_is_ended_by_one(unbroken):
     folder, one = unbroken
     two = Run(folder, "two", TRAINING, "--stages=prepare,extractor")
-    codes, said = two.interrupt(signal.SIGTERM, 120)
+    codes, said = two.interrupt(signal.SIGTERM)
     assert codes == [75, 75], said
     for words in said:
         assert "is saved" in words
@@ -143,14 +147,34 @@ def test_a_training_of_two_stopped_by_one_is_ended_by_one(unbroken):
 
 
 @pytest.mark.slow
-def test_where_one_is_killed_the_others_end(tmp_path):
+@pytest.mark.parametrize("which", [0, 1])
+def test_where_one_is_killed_the_other_ends_and_says_so(tmp_path, which):
     run = Run(tmp_path, "lost", TRAINING, "--stages=prepare,extractor")
-    since = time.monotonic()
-    codes, said = run.interrupt(signal.SIGKILL, 120)
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 75), said
-    assert time.monotonic() - since < 120
-    assert "cannot go on" in said[0] or "another task died" in said[0]
+    codes, said = run.interrupt(signal.SIGKILL, which)
+    assert codes[which] == -signal.SIGKILL and codes[1 - which] == 1, said
+    assert "run the same command again" in said[1 - which].splitlines()[-1]
     run.finish(2)  # and the same command goes on
+
+
+@pytest.mark.slow
+def test_a_state_split_over_two_processes_is_gone_on_with_by_one_and_by_two(tmp_path):
+    wide = "config.extractor.model.vit.update(width=64, mlp=64)\n        config.runtime.update"
+    config = TRAINING.replace("config.runtime.update", wide)
+    assert mesh.SMALL <= 64 * 64  # and so split
+    stages, fsdp = "--stages=prepare,extractor", "--config.runtime.fsdp=4"
+    one = Run(tmp_path, "one", config, stages, devices=4)
+    one.finish(1)
+    split = Run(tmp_path, "split", config, stages, fsdp, devices=4)
+    codes, said = split.interrupt(signal.SIGTERM)
+    assert codes == [75, 75], said
+    by_two = Run(tmp_path, "by_two", config, stages, fsdp, devices=4)
+    shutil.copytree(split.workdir, by_two.workdir, symlinks=True)
+    whole = Run(tmp_path, "split", config, stages, devices=4)
+    whole.finish(1)
+    by_two.finish(2)
+    for other in (whole, by_two):
+        assert_close(one, other, "extractor/features.npz", 1e-5)
+        assert_same_curves(one, other, 1e-4)
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _AFTER = 60  # seconds that JAX would wait longer
 _LEAST_BYTES = 256  # of a message: lengths are powers of two, so that few programs are compiled
-_TOLD = "lt_jax/"  # before the keys of what one process tells all
+_ANNOUNCED = "lt_jax/"  # before the keys of what one process tells all
 _FAREWELL = 3.0  # seconds; all have asked within them (`faults`)
 
 
@@ -51,7 +51,7 @@ class _Here:
 
 
 _here = _Here()
-_asking = threading.Lock()  # while the coordinator is asked what was told
+_asking = threading.Lock()  # while the coordinator is told or asked
 
 
 def initialize(launch: launchers.Launch, timeout: int) -> None:
@@ -106,7 +106,7 @@ def _join(arguments: Mapping[str, Any], timeout: int) -> None:
         impatience.cancel()
     state = _state()  # `jax.process_index` makes the devices, which may fail in one process alone
     _here.index, _here.count = state.process_id, state.num_processes
-    # Before JAX's own farewell: a question under way would end in an abort.
+    # Before JAX's own farewell: a question under way then would end in an abort.
     atexit.register(_asking.acquire, timeout=_FAREWELL)
 
 
@@ -238,29 +238,40 @@ def preempted() -> bool:
     return multihost_utils.reached_preemption_sync_point(_here.ticks)
 
 
-def tell(word: str, text: str = "") -> None:
+def announce(word: str, text: str = "") -> None:
     """Tells all processes at once, wherever they are: no collective, and nobody has to answer."""
-    if _here.count > 1 and (client := _state().client) is not None:
-        with contextlib.suppress(RuntimeError):  # the coordinator may be gone
-            client.key_value_set(_TOLD + word, text, allow_overwrite=True)
+    with _coordinator() as client:
+        if client is not None:
+            client.key_value_set(_ANNOUNCED + word, text, allow_overwrite=True)
 
 
-def told() -> dict[str, str]:
-    """What any process has told all, text by word; nothing once this one is about to end."""
+def announced() -> dict[str, str]:
+    """What any process has announced, text by word; nothing once this one is about to end."""
+    pairs = []
+    with _coordinator() as client:
+        if client is not None:
+            pairs = client.key_value_dir_get(_ANNOUNCED)
+    return {key.removeprefix(_ANNOUNCED): text for key, text in pairs}
+
+
+@contextlib.contextmanager
+def _coordinator() -> Iterator[Any]:
+    """JAX's client of it, which keeps texts by key; None where there is none, or no time.
+
+    Inside, errors are dropped: it may be gone.
+    """
     if _here.count == 1 or not _asking.acquire(timeout=1.0):
-        return {}
+        yield None
+        return
     try:
-        client = _state().client
-        pairs = client.key_value_dir_get(_TOLD) if client is not None else ()
-        return {key.removeprefix(_TOLD): text for key, text in pairs}
-    except RuntimeError:
-        return {}
+        with contextlib.suppress(RuntimeError):
+            yield _state().client
     finally:
         _asking.release()
 
 
 def _state() -> Any:
-    """JAX's own of what has been joined; its client asks the coordinator for texts by key."""
+    """JAX's own, of what has been joined."""
     from jax._src import distributed  # JAX has no public name for it
 
     return distributed.global_state
@@ -272,7 +283,7 @@ def leave(error: str) -> NoReturn:
     Without the farewell at which JAX waits for all: those who are in the middle of a message to
     this one would never come to it.
     """
-    tell("error", f"process {_here.index} ended with an error ({error})")
+    announce("error", f"process {_here.index} ended with an error ({error})")
     sys.stdout.flush()
     if is_first():  # whom they ask
         _asking.acquire(timeout=_FAREWELL)

@@ -109,9 +109,9 @@ def _watch() -> None:
     while True:
         asked = _stop.wait(_POLL)
         if asked:
-            distributed.tell("sigterm")
+            distributed.announce("sigterm")
             time.sleep(_POLL)
-        told = distributed.told()
+        told = distributed.announced()
         _end_with(told)
         if "sigterm" in told and not _stop.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
@@ -154,7 +154,7 @@ def end_among_others(error: BaseException) -> NoReturn:
     """Ends this process of several where an error came up: what the others do, it does not know."""
     line = distributed.line(error)
     if _LOST.search(str(error)):
-        _end_with(distributed.told())
+        _end_with(distributed.announced())
         _end(_lost(line))
     if isinstance(error, UserError):
         print(f"lt_jax: {error}", file=sys.stderr)
@@ -173,7 +173,6 @@ def _lost(why: str) -> str:
 
 def _end(message: str) -> NoReturn:
     """At once; after SIGTERM with its code, as the others may have ended at their deadline."""
-    sys.stdout.flush()
     os.write(2, f"lt_jax: {message}\n".encode())
     os._exit(REQUEUE_EXIT_CODE if _stop.is_set() else 1)
 

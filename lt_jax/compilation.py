@@ -26,7 +26,7 @@ from lt_jax.context import Context
 from lt_jax.diffusion import train as diffusion_train
 from lt_jax.mixing import controllers
 from lt_jax.pipeline import Pipeline
-from lt_jax.runtime import ledger, population, training
+from lt_jax.runtime import distributed, ledger, population, training
 from lt_jax.runtime.artifacts import Spec
 
 _NAMED = 2  # arms at most that a program is named after
@@ -231,7 +231,7 @@ def _never() -> jax.stages.Lowered:
 
 
 def _finished(stage: str, context: Context) -> bool:
-    return context.store.done(context.specs[stage])
+    return distributed.told(lambda: context.store.done(context.specs[stage]))
 
 
 def _limit(context: Context) -> int | None:

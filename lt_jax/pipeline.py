@@ -76,7 +76,7 @@ class Pipeline:
         self._check_keys()
         with faults.lock(self.workdir):
             distributed.on_first(lambda: self._begin(selected, accept_config_change))
-            self._check_alike("workdir", str(files.appeared(self.workdir / "config.json")))
+            self._check_alike("workdir", str(files.appeared(self.workdir / "config.json", 10.0)))
             context = self.context()
             self._preflight(selected, context)
             try:

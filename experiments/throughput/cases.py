@@ -44,8 +44,7 @@ class Case:
       call: does it once; what it returns is waited for.
       images: handled by one call.
       evaluations: network evaluations times images of one call, where these are more.
-      flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of, or XLA
-        gives no count.
+      flops: arithmetic of one call as XLA counts it, 0 where there is none to speak of.
       moved: bytes to and from memory in one call, as XLA counts them (`roofline`); 0: not known.
       dtype: that the matrix products are in; "" where there are none.
       devices: over which the batch is split; 0 for work on host.
@@ -172,7 +171,7 @@ def training(
     key, context = jax.device_put((jax.random.key(0), context), whole)
     arguments = (state, mesh.put(batch, device_mesh), key, context)
     compiled, lower, compile_ = compile_apart(step, *arguments)
-    flops = ledger.flops(step, *arguments) or 0.0
+    flops = ledger.flops(step, *arguments)
     held = [state]
 
     def call() -> Any:
@@ -282,7 +281,7 @@ def prediction(config: Config, classes: int, device_mesh: Mesh) -> Case:
     compiled, lower, compile_ = compile_apart(forward, params, put())
     return Case(
         "prediction", lambda: compiled(params, put()), len(batch),
-        flops=ledger.flops(forward, params, put()) or 0.0,
+        flops=ledger.flops(forward, params, put()),
         moved=_all_devices(compiled, device_mesh), dtype=dtype_of(part.model),
         devices=device_mesh.size, lower_seconds=lower, compile_seconds=compile_,
         memory=held_bytes(compiled),

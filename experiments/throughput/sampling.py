@@ -124,9 +124,9 @@ class _Setup:
 
     @property
     def flops(self) -> float:
-        """Of one call; 0 where XLA gives no count."""
+        """Of one call."""
         part = self.config.synthesize
-        return part.batch_size * (program_lib.network_flops(part, self.networks) or 0.0)
+        return part.batch_size * program_lib.network_flops(part, self.networks)
 
     @property
     def moved(self) -> float:

@@ -78,7 +78,10 @@ def by_pixels(side: int, device_mesh: Mesh, folder: pathlib.Path) -> dict[str, C
 
 
 def by_images(count: int, device_mesh: Mesh, folder: pathlib.Path) -> dict[str, Case]:
-    """The search for near-duplicates, and a batch of the loader, from a set of so many images."""
+    """The search for near-duplicates, a batch of the loader, and sampling that looks for copies.
+
+    All of a set of so many images.
+    """
     rng = np.random.default_rng(0)
     shape = count, duplicates.THUMBNAIL, duplicates.THUMBNAIL
     thumbnails = rng.uniform(size=shape).astype(np.float32)
@@ -88,6 +91,7 @@ def by_images(count: int, device_mesh: Mesh, folder: pathlib.Path) -> dict[str, 
     return {
         "near-duplicates of a set": Case("duplicates", search, 1),
         "a batch of the loader": dataclasses.replace(found, images=1),
+        "sampling with gates, 2 steps": sampling.fused(reduced(8), 10, device_mesh, count),
     }
 
 

@@ -55,10 +55,11 @@ def not_in_key(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"in_key": False})
 
 
-def in_key_if_set(default: Any) -> Any:
+def in_key_if_set(default: Any, low: float | None = None, high: float | None = None) -> Any:
     """A later field, which at its default changes no result: only another value enters keys, so
-    that what was finished before there was such a field stays finished."""
-    return dataclasses.field(default=default, metadata={"in_key": "if set"})
+    that what was finished before there was such a field stays finished. Bounds: as `bounded`."""
+    metadata = {"in_key": "if set", "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def choice_not_in_key(default: str, *choices: str) -> Any:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from lt_jax.config.fields import bounded, choice, choice_not_in_key
+from lt_jax.config.fields import bounded, choice, choice_not_in_key, in_key_if_set
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ViTConfig:
     pool: str = choice("gap", "token")
     dropout: float = bounded(0.0, 0.0, 0.9)
     drop_path: float = bounded(0.0, 0.0, 0.9)
-    attention_chunk: int = bounded(1024, 1)  # as a UNet's
+    attention_chunk: int = in_key_if_set(1024, 1)  # as a UNet's
     dtype: str = choice("float32", "bfloat16")
     remat: str = choice_not_in_key("none", "blocks", "dots")  # see models/remat.py
 

@@ -242,7 +242,7 @@ def announce(word: str, text: str = "") -> None:
     """Tells all processes at once, wherever they are: no collective, and nobody has to answer."""
     with _coordinator() as client:
         if client is not None:
-            client.key_value_set(_ANNOUNCED + word, text, allow_overwrite=True)
+            client.key_value_set(_ANNOUNCED + word, text)  # the first one stays: it is the cause
 
 
 def announced() -> dict[str, str]:

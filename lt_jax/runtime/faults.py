@@ -153,6 +153,8 @@ def _explain_abort() -> None:
 def end_among_others(error: BaseException) -> NoReturn:
     """Ends this process of several where an error came up: what the others do, it does not know."""
     line = distributed.line(error)
+    if isinstance(error, distributed.PeerError):  # the first process is about to say it all
+        _end(line)
     if _LOST.search(str(error)):
         _end_with(distributed.announced())
         _end(_lost(line))

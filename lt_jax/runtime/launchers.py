@@ -166,6 +166,19 @@ def local_devices(
     return _share(here, environment, folder)
 
 
+def devices_of(folder: pathlib.Path = pathlib.Path("/dev")) -> int:
+    """How many NVIDIA GPUs a machine has, by its devices' files."""
+    return len([path for path in folder.glob("nvidia*") if path.name[6:].isdigit()])
+
+
+def named_cards(environment: Mapping[str, str]) -> list[str] | None:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` names; None where there is no such variable."""
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return None
+    named = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    return [name for name in named if name not in ("", "-1", "NoDevFiles")]
+
+
 def _share(
     here: Task, environment: Mapping[str, str], folder: pathlib.Path = pathlib.Path("/dev")
 ) -> list[int] | None:
@@ -183,13 +196,11 @@ def _share(
     Raises:
       DistributedError: there is no even slice.
     """
-    on_node = len([path for path in folder.glob("nvidia*") if path.name[6:].isdigit()])
+    on_node = devices_of(folder)
     if "SLURM_GPUS_ON_NODE" in environment:
         on_node = int(environment["SLURM_GPUS_ON_NODE"])
-    visible = on_node
-    if "CUDA_VISIBLE_DEVICES" in environment:
-        named = environment["CUDA_VISIBLE_DEVICES"].split(",")
-        visible = len([name for name in named if name.strip() not in ("", "-1", "NoDevFiles")])
+    named = named_cards(environment)
+    visible = on_node if named is None else len(named)
     if not visible:
         return None
     a_task = environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]

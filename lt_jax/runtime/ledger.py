@@ -1,7 +1,6 @@
 """The compute ledger: seconds, images and FLOPs that a stage has cost, summed over its restarts."""
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,18 +65,17 @@ def counted(lowered: jax.stages.Lowered) -> float:
     """FLOPs of a lowered program, before XLA's own changes, whatever it was lowered for.
 
     The CPU's client counts: those of GPUs and TPUs are plugins, which cannot (jax issue 22713).
-
-    Raises:
-      ConfigError: JAX was told to do without the CPU.
     """
-    try:
-        client = jax.local_devices(backend="cpu")[0].client
-    except RuntimeError as error:
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise ConfigError(
-            f"JAX_PLATFORMS={platforms}: takes the CPU, too, which counts the FLOPs of the ledger; "
-            f"set it to {platforms},cpu"
-        ) from error
+    client = jax.local_devices(backend="cpu")[0].client
     hlo: Any = lowered.compiler_ir("hlo")
     # Not public; `Lowered.cost_analysis` is this, but with the client that it was lowered for.
     return float(_jax.hlo_module_cost_analysis(client, hlo.as_hlo_module()).get("flops", 0.0))
+
+
+def check_platforms() -> None:
+    """Raises ConfigError where JAX was told to do without the CPU, which `counted` takes."""
+    told = jax.config.jax_platforms  # type: ignore[attr-defined]
+    if told and "cpu" not in told.split(","):
+        raise ConfigError(
+            f"JAX_PLATFORMS: got {told}; takes cpu, too, which counts FLOPs: set it to {told},cpu"
+        )

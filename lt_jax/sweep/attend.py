@@ -22,7 +22,8 @@ class Attend:
     def __init__(self, command: Sequence[str], log: str, card: str | None = None):
         """`command` is run with its output behind that of earlier ones in `log`.
 
-        `card`: the GPU that it sees, "" for none; None: those that the job sees.
+        `card`: the GPU that it sees, "" for none; None: those that the job of Slurm sees. A job of
+        this machine always has one of the first two, and may itself stand in a job of Slurm's.
         """
         self.command, self.log, self.card = list(command), log, card
 
@@ -38,7 +39,7 @@ class Attend:
             signal.signal(signal.SIGUSR2, before)
             signal.signal(signal.SIGTERM, lambda *_: self._stop())
             code = self._child.wait()
-        if code == faults.REQUEUE_EXIT_CODE:
+        if code == faults.REQUEUE_EXIT_CODE and self.card is None:
             _requeue()
         if code:
             sys.exit(code if code > 0 else 128 - code)

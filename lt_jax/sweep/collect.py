@@ -128,7 +128,7 @@ def _write(
         openings = [json.loads(line) for line in (out / OPENINGS).read_text().splitlines()]
         report["test"] = {**comparison.to_json(found), "openings": openings}
         notes.append(
-            f"Test labels of this sweep: opened {len(openings)} time(s), for "
+            f"Openings of this sweep's test labels, one a command and split: {len(openings)}; for "
             f"{len(found.arms)} arms now ({OPENINGS})."
         )
     drawn = picture.save(pictures.draw(first), folder / "figures")

@@ -198,7 +198,8 @@ def compare(arms: Mapping[str, Arm], split: str, baseline: str = "") -> Compared
         for name, arm in pictured.items():
             of, apart = analysed[same.get(name, name)], arm.apart(truth)
             keep = lambda cells, apart=apart: {m: c for m, c in cells.items() if m not in apart}
-            summaries[name] |= keep(of.summaries)
+            if arm.seeds == pictured[same.get(name, name)].seeds:
+                summaries[name] |= keep(of.summaries)
             if of.comparisons:
                 comparisons[name] = keep(of.comparisons)
     empty = {name: arm for name, arm in arms.items() if not arm.runs}
@@ -207,7 +208,7 @@ def compare(arms: Mapping[str, Arm], split: str, baseline: str = "") -> Compared
 
 
 def _first(arms: Mapping[str, Arm]) -> str:
-    """The baseline arm of the first trial, or what it has."""
+    """The baseline arm of the first trial that is done, or what it has."""
     first = next(iter(arms.values())).runs[0].planned
     wanted = first.trial.config["evaluate"]["baseline"]
     mine = [name for name, arm in arms.items() if arm.runs[0].planned.name == first.name]

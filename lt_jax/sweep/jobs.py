@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lt_jax.errors import UserError
-from lt_jax.runtime import faults, files
+from lt_jax.runtime import faults, files, launchers
 from lt_jax.runtime.progress import say, say_of
 from lt_jax.sweep import states
 from lt_jax.sweep.attend import Attend
@@ -168,14 +168,12 @@ def _deaf() -> Iterator[None]:
 
 def _cards(gpus: int) -> list[str]:
     """The first `gpus` cards that this process sees; SweepError where it sees fewer."""
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = len(list(_DEVICES.glob("nvidia[0-9]*")))
-    if told is not None:
-        cards = [card.strip() for card in told.split(",") if card.strip()]
-    else:  # no such device need not mean that there is no card: not everywhere they are so called
-        cards = [str(i) for i in range(found or gpus)]
+    found, cards = launchers.devices_of(_DEVICES), launchers.named_cards(os.environ)
+    where = f"CUDA_VISIBLE_DEVICES={','.join(cards or [])}"
+    if cards is None:
+        # No such device need not mean that there is no card: not everywhere they are so called.
+        cards, where = [str(i) for i in range(found or gpus)], f"{found} in {_DEVICES}"
     if gpus > len(cards):
-        where = f"{found} in {_DEVICES}" if told is None else f"CUDA_VISIBLE_DEVICES={told}"
         raise SweepError(f"--gpus: got {gpus}; takes {len(cards)} at most ({where})")
     if cards and not gpus and found:
         say(f"sweep: trials will not see the {len(cards)} GPUs of this machine; --gpus=N for N")

@@ -9,9 +9,13 @@ saved, 1 failed. However it ends, what it found is in the trial's folder (`state
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
 
 from lt_jax.errors import UserError
 from lt_jax.runtime import faults, files

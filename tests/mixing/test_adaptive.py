@@ -16,13 +16,13 @@ def told(recall):
     return Feedback(recall, recall, 2 * recall - 1, *[1 - recall] * 3)
 
 
-def played(bandit, PAY, rounds):
+def played(bandit, pay, rounds):
     """History of a bandit whose class k gains pay[k][level] in a round."""
-    recall = np.full(len(PAY), 0.5)
+    recall = np.full(len(pay), 0.5)
     history = []
     for r in range(rounds):
         chosen = bandit.choices(history)[r]
-        recall = recall + [gains[level] for gains, level in zip(PAY, chosen, strict=True)]
+        recall = recall + [gains[level] for gains, level in zip(pay, chosen, strict=True)]
         history.append(told(recall))
     return history
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -44,11 +45,10 @@ def test_a_program_for_any_platform_is_counted_by_the_cpu(platform):
     assert counted == traced.lower().cost_analysis()["flops"]
 
 
-def test_where_the_cpu_was_left_out_the_error_says_what_to_set(monkeypatch):
-    def without(backend=None):
-        raise RuntimeError("Unknown backend cpu")
-
-    lowered = jax.jit(jnp.sin).lower(1.0)
-    monkeypatch.setattr(jax, "local_devices", without)
-    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS=.*takes the CPU, too.*,cpu"):
-        ledger.counted(lowered)
+def test_where_the_cpu_is_left_out_the_error_says_what_to_set(monkeypatch):
+    for fine in (None, "", "cpu", "cuda,cpu"):
+        monkeypatch.setattr(ledger.jax, "config", types.SimpleNamespace(jax_platforms=fine))
+        ledger.check_platforms()
+    monkeypatch.setattr(ledger.jax, "config", types.SimpleNamespace(jax_platforms="cuda"))
+    with pytest.raises(ConfigError, match=r"JAX_PLATFORMS: got cuda; takes cpu, too.* cuda,cpu"):
+        ledger.check_platforms()

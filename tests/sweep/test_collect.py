@@ -156,7 +156,7 @@ def test_the_test_set_is_opened_for_chosen_arms_alone_and_every_time_logged(out,
     assert told["arms"][1]["paired"]["balanced_accuracy"]["p_holm"] is not None
     assert told["arms"][1]["metrics"]["accuracy"]["ci95"] is not None
     text = (out / "collected/report.md").read_text()
-    assert "2 arms on test" in text and "opened 2 time(s), for 2 arms" in text
+    assert "2 arms on test" in text and "one a command and split: 2; for 2 arms" in text
     table = pq.read_table(out / "collected/table.parquet").to_pylist()
     on_test = {
         (row["trial"], row["seed"]): row["value"]

@@ -87,7 +87,7 @@ def device_mesh(count: int) -> Mesh:
     found = topologies.get_topology_desc(
         platform="cuda", target_config=TARGET, topology=f"1x1x{count}"
     )
-    return Mesh(np.array(found.devices).reshape(-1, 1), ("data", "fsdp"))
+    return Mesh(np.array(found.devices).reshape(-1, 1), mesh.AXES)
 
 
 @contextlib.contextmanager
@@ -157,26 +157,15 @@ def generator(config: Config, classes: int, devices: Mesh) -> jax.stages.Lowered
 
 def images(config: Config, classes: int, devices: Mesh) -> jax.stages.Lowered:
     """Sampling without selection."""
-    part, asked = config.synthesize, networks(config, classes)
-    everywhere, split = mesh.replicated(devices), mesh.batched(devices)
-    sample: Any = jax.jit(
-        functools.partial(program_lib.make_images, part, asked),
-        in_shardings=(everywhere, everywhere, split, split),
-        out_shardings=split,
-    )
-    return sample.lower(
-        jax.eval_shape(asked.generator.init),
+    networks = sampling.networks_of(config, classes)
+    request = sampling.random_request(config, networks.generator)
+    return sampling.jit_images(config, networks, devices).lower(
+        jax.eval_shape(networks.generator.init),
         _shapes(jax.random.key(0)),
-        jax.ShapeDtypeStruct((part.batch_size,), jnp.int32),
-        _shapes(sampling.random_request(config, asked.generator)),
+        jax.ShapeDtypeStruct((config.synthesize.batch_size,), jnp.int32),
+        _shapes(dataclasses.replace(request, source=None)),
+        _shapes(request.source),
     )
-
-
-def networks(config: Config, classes: int) -> program_lib.Networks:
-    """The generator of a config, asked as it is there."""
-    made, given = cases.generator_of(config, classes), config.synthesize.given
-    present = tuple(name for name in made.vocabulary.names if name in given)
-    return program_lib.Networks(made, config.extractor.model, present)
 
 
 def whole(config: Config) -> Config:
@@ -209,7 +198,9 @@ class Program:
         if self.lower is not images:
             return ledger.counted(self.lower(whole(self.config), self.classes, devices))
         part = self.config.synthesize
-        return self.images * program_lib.network_flops(part, networks(self.config, self.classes))
+        return self.images * program_lib.network_flops(
+            part, sampling.networks_of(self.config, self.classes)
+        )
 
 
 def programs() -> dict[str, Program]:

@@ -55,10 +55,7 @@ class _Setup:
     @functools.cached_property
     def networks(self) -> program_lib.Networks:
         """The generator, and the extractor's config."""
-        generator = generator_of(self.config, self.classes)
-        given = self.config.synthesize.given
-        present = tuple(name for name in generator.vocabulary.names if name in given)
-        return program_lib.Networks(generator, self.config.extractor.model, present)
+        return networks_of(self.config, self.classes)
 
     @functools.cached_property
     def unet(self) -> Any:
@@ -105,15 +102,7 @@ class _Setup:
     @functools.cached_property
     def sampler(self) -> tuple[Any, float, float]:
         """As of `compile_apart`: the program that makes the images and no more."""
-        whole, split = mesh.replicated(self.mesh), mesh.batched(self.mesh)
-        sample: Any = jax.jit(
-            lambda unet, key, indices, request, source: program_lib.make_images(
-                self.config.synthesize, self.networks, unet, key, indices,
-                dataclasses.replace(request, source=source),
-            ),
-            in_shardings=(whole, whole, split, split, split),
-            out_shardings=split,
-        )  # fmt: skip
+        sample = jit_images(self.config, self.networks, self.mesh)
         return compile_apart(sample, self.unet, self.key, *self.put(), self.source())
 
     @property
@@ -144,6 +133,26 @@ class _Setup:
     def source(self) -> Any:
         """The images that are changed, anew each time: they are donated."""
         return mesh.put(self.request.source, self.mesh)
+
+
+def networks_of(config: Config, classes: int) -> program_lib.Networks:
+    """The config's generator, asked as it is there, and the extractor's config."""
+    generator, given = generator_of(config, classes), config.synthesize.given
+    present = tuple(name for name in generator.vocabulary.names if name in given)
+    return program_lib.Networks(generator, config.extractor.model, present)
+
+
+def jit_images(config: Config, networks: program_lib.Networks, device_mesh: Mesh) -> Any:
+    """The program `(unet_params, key, indices [b], request, source)` that makes images, no more."""
+    whole, split = mesh.replicated(device_mesh), mesh.batched(device_mesh)
+    return jax.jit(
+        lambda unet, key, indices, request, source: program_lib.make_images(
+            config.synthesize, networks, unet, key, indices,
+            dataclasses.replace(request, source=source),
+        ),
+        in_shardings=(whole, whole, split, split, split),
+        out_shardings=split,
+    )  # fmt: skip
 
 
 def cases(config: Config, classes: int, device_mesh: Mesh, train_images: int) -> list[Case]:

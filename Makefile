@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/python -m lt_jax.main --config=configs/digits.py --workdir=runs/demo
 
 test: $(STAMP) $(DEV_STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

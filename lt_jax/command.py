@@ -79,10 +79,12 @@ def ending(folder: pathlib.Path | None = None) -> Iterator[None]:
     """
     logging.set_verbosity(logging.WARNING)  # at INFO, orbax tells a story a checkpoint
     grace = flags.FLAGS.grace if "grace" in flags.FLAGS else faults.GRACE
-    faults.install_sigterm_handler(grace)
     try:
-        # Of folders and links, which nothing below has put into words.
-        with files.disk_errors(folder or _folder(), "a file of this run"):
+        with (
+            faults.saving_on_sigterm(grace),
+            # Of folders and links, which nothing below has put into words.
+            files.disk_errors(folder or _folder(), "a file of this run"),
+        ):
             yield
     except faults.Preempted as stop:
         logging.warning("%s", stop)

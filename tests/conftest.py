@@ -38,6 +38,13 @@ def pytest_addoption(parser):
     parser.addoption("--update-goldens", action="store_true", help="rewrite tests/testdata")
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that are run by hand take as long as they take."""
+    for item in items:
+        if any(item.get_closest_marker(name) for name in ("slow", "gpu", "slurm")):
+            item.add_marker(pytest.mark.timeout(0))
+
+
 @pytest.fixture
 def update_goldens(request):
     """Whether goldens are to be rewritten."""

@@ -172,6 +172,7 @@ def test_an_error_of_one_ends_the_other_and_both_say_why(two, tmp_path, kind, co
         found, said = _ended(running, tmp_path)
     assert found == codes, said
     for line, text in zip(lines, said, strict=True):
-        assert line in text.splitlines()[-1], text
+        # Last of all, but that Gloo's threads print at any time, in the middle of a line too.
+        assert line in "\n".join(text.splitlines()[-2:]), text
     assert kind == "dies" or "stack trace" not in "".join(said)
     assert ("Traceback" in said[0]) == (kind == "breaks")

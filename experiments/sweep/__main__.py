@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         given.run(given)
 
 
+@faults.saving_on_sigterm(ctrl_c=True)
 def _run(given: argparse.Namespace) -> None:
-    faults.interrupt_as_sigterm()
     out = given.out
     sweep = definition.load(given.sweep)
     if given.search and sweep.search is None:

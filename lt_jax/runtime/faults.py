@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import pathlib
 import re
@@ -57,41 +58,65 @@ class NoLocksError(UserError, RuntimeError):
     """The file system has no locks, or has them for one host alone."""
 
 
-def install_sigterm_handler(grace: float | None = None) -> None:
-    """Makes SIGTERM ask every long loop to save and stop (`raise_if_stopping`, `check`).
+@contextlib.contextmanager
+def saving_on_sigterm(grace: float | None = None, ctrl_c: bool = False) -> Iterator[None]:
+    """Within it, SIGTERM asks every long loop to save and stop (`raise_if_stopping`, `check`).
+
+    A process that was asked is about to end: for it, nothing is put back.
 
     Args:
       grace: seconds after which the process ends with REQUEUE_EXIT_CODE wherever it is; None: it
         ends when a loop has polled.
+      ctrl_c: whether Ctrl-C does the same.
     """
-    signal.signal(signal.SIGTERM, lambda *_: _stop.set())
-    if grace is not None:
-        # Python's own handlers wait for the main thread, which may be inside a compiler: the
-        # number of the signal is written to this pipe at once.
-        listening, told = os.pipe()
-        os.set_blocking(told, False)
-        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        # A forked child has the same pipe, and is often ended by a SIGTERM of its own.
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-        threading.Thread(
-            target=_end_in_time, args=(listening, grace), name="sigterm", daemon=True
-        ).start()
+    before = signal.signal(signal.SIGTERM, lambda *_: _stop.set())
+    interrupt = signal.getsignal(signal.SIGINT)
+    if ctrl_c:
+        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    told = None if grace is None else _start_deadline(grace)
+    try:
+        yield
+    finally:
+        if not _stop.is_set():
+            if told is not None:
+                signal.set_wakeup_fd(-1)
+                os.close(told)
+            signal.signal(signal.SIGINT, interrupt)
+            signal.signal(signal.SIGTERM, before)
 
 
-def interrupt_as_sigterm() -> None:
-    """Makes Ctrl-C ask to save and stop, too; call it once SIGTERM does."""
-    signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+def _start_deadline(grace: float) -> int:
+    """Starts the thread that ends the process `grace` seconds after SIGTERM; closing this ends it.
+
+    Python's own handlers wait for the main thread, which may be inside a compiler: the number of
+    the signal is written to a pipe at once.
+    """
+    listening, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    _spare_children()
+    threading.Thread(
+        target=_end_in_time, args=(listening, grace), name="sigterm", daemon=True
+    ).start()
+    return told
+
+
+@functools.cache
+def _spare_children() -> None:
+    """A forked child has the same pipe, and is often ended by a SIGTERM of its own."""
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 def _end_in_time(listening: int, grace: float) -> None:
     """Waits for SIGTERM, then for the process to end of itself; after `grace` seconds ends it."""
-    while os.read(listening, 1)[0] != signal.SIGTERM:
-        pass
-    _stop.set()
-    threading.Event().wait(grace)
-    text = f"lt_jax: SIGTERM: ended after {grace:g} s in the middle of some long work; the same "
-    os.write(2, f"{text}command goes on from what was saved before\n".encode())
-    os._exit(REQUEUE_EXIT_CODE)
+    while heard := os.read(listening, 1):
+        if heard[0] == signal.SIGTERM:
+            _stop.set()
+            threading.Event().wait(grace)
+            text = f"lt_jax: SIGTERM: ended after {grace:g} s in the middle of some long work; the "
+            os.write(2, f"{text}same command goes on from what was saved before\n".encode())
+            os._exit(REQUEUE_EXIT_CODE)
+    os.close(listening)
 
 
 def watch_others() -> None:

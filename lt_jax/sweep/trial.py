@@ -82,9 +82,8 @@ def main() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.WARNING)
-    faults.install_sigterm_handler(faults.GRACE)
-    faults.interrupt_as_sigterm()
-    sys.exit(carry_out(pathlib.Path(sys.argv[1]), run_pipeline))
+    with faults.saving_on_sigterm(faults.GRACE, ctrl_c=True):
+        sys.exit(carry_out(pathlib.Path(sys.argv[1]), run_pipeline))
 
 
 if __name__ == "__main__":

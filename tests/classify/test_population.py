@@ -170,8 +170,6 @@ def test_trainings_killed_singly_go_on_together(mixed, alone, tmp_path):
 
 
 def test_sigterm_saves_every_member(mixed, together, tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    faults.install_sigterm_handler()
     original = train.MixedStream.__next__
 
     def send(stream):
@@ -179,13 +177,10 @@ def test_sigterm_saves_every_member(mixed, together, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(stream)
 
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train.MixedStream, "__next__", send)
-            with pytest.raises(faults.Preempted, match="classify arm2 2 and 1 more, step 2"):
-                training.train_together(trainings(tmp_path, mixed, [2, 0]), "map")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with pytest.MonkeyPatch.context() as patch, faults.saving_on_sigterm():
+        patch.setattr(train.MixedStream, "__next__", send)
+        with pytest.raises(faults.Preempted, match="classify arm2 2 and 1 more, step 2"):
+            training.train_together(trainings(tmp_path, mixed, [2, 0]), "map")
         faults._stop.clear()
     assert [checkpoint.newest(tmp_path / str(i) / "checkpoints") for i in (2, 0)] == [2, 2]
     found = training.train_together(trainings(tmp_path, mixed, [2, 0]), "map")

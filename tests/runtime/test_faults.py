@@ -233,12 +233,10 @@ def test_an_error_that_says_what_to_do_is_not_wrapped_again(tmp_path):
 
 @pytest.fixture
 def sigterm():
-    """The handler, installed; handler and event are put back afterwards."""
-    before = signal.getsignal(signal.SIGTERM)
-    faults.install_sigterm_handler()
-    yield
-    signal.signal(signal.SIGTERM, before)
-    faults._stop.clear()
+    """The handler; event and handler are put back afterwards."""
+    with faults.saving_on_sigterm():
+        yield
+        faults._stop.clear()
 
 
 def test_sigterm_asks_to_stop_and_does_nothing_else(sigterm):
@@ -249,6 +247,21 @@ def test_sigterm_asks_to_stop_and_does_nothing_else(sigterm):
     assert faults.stopping()
     with pytest.raises(faults.Preempted, match="SIGTERM: step 3 is saved; the same command"):
         faults.raise_if_stopping("step 3")
+
+
+def test_what_sigterm_and_ctrl_c_did_before_they_do_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with faults.saving_on_sigterm(grace=0.0, ctrl_c=True):
+        thread = next(one for one in threading.enumerate() if one.name == "sigterm")
+    thread.join(5)
+    assert not thread.is_alive()
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append("here"))
+    os.kill(os.getpid(), signal.SIGTERM)  # with the deadline still in force: the end of pytest
+    time.sleep(0.2)
+    signal.signal(signal.SIGTERM, before[0])
+    assert heard == ["here"] and not faults.stopping()
 
 
 STARTING = """
@@ -269,16 +282,16 @@ def test_sigterm_while_libraries_are_imported_has_its_code():
 BUSY = """
 import hashlib, sys, time
 from lt_jax.runtime import faults
-faults.install_sigterm_handler(float(sys.argv[1]))
-print("ready", flush=True)
-if sys.argv[2] == "polls":
-    while True:
-        time.sleep(0.01)
-        try:
-            faults.check("a loop")
-        except faults.Preempted as stop:
-            sys.exit(str(stop))
-hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as in a compiler: no bytecode for long
+with faults.saving_on_sigterm(float(sys.argv[1])):
+    print("ready", flush=True)
+    if sys.argv[2] == "polls":
+        while True:
+            time.sleep(0.01)
+            try:
+                faults.check("a loop")
+            except faults.Preempted as stop:
+                sys.exit(str(stop))
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # as in a compiler: no bytecode for long
 """
 
 

@@ -183,11 +183,9 @@ def test_a_finished_training_is_not_trained_further(tmp_path, unbroken):
 
 @pytest.fixture
 def sigterm():
-    before = signal.getsignal(signal.SIGTERM)
-    faults.install_sigterm_handler()
-    yield
-    signal.signal(signal.SIGTERM, before)
-    faults._stop.clear()
+    with faults.saving_on_sigterm():
+        yield
+        faults._stop.clear()
 
 
 @pytest.mark.parametrize("at", [2, 4, 10, 14, 22])

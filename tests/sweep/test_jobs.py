@@ -177,13 +177,12 @@ import pathlib, sys
 from lt_jax.runtime import faults
 from lt_jax.sweep import driver, jobs, states
 out = pathlib.Path(sys.argv[1])
-faults.install_sigterm_handler()
-faults.interrupt_as_sigterm()
 made = jobs.Local(out, 2, command=(sys.executable, "-m", "tests.sweep.tiny_trial"))
-try:
-    driver.run(out, states.all_in(out), made)
-except faults.Preempted:
-    sys.exit(faults.REQUEUE_EXIT_CODE)
+with faults.saving_on_sigterm(ctrl_c=True):
+    try:
+        driver.run(out, states.all_in(out), made)
+    except faults.Preempted:
+        sys.exit(faults.REQUEUE_EXIT_CODE)
 """
 
 

@@ -64,5 +64,5 @@ def check_whole(out: pathlib.Path, n: int) -> None:
 
 
 if __name__ == "__main__":
-    faults.install_sigterm_handler()
-    sys.exit(carry_out(pathlib.Path(sys.argv[1]), work))
+    with faults.saving_on_sigterm():
+        sys.exit(carry_out(pathlib.Path(sys.argv[1]), work))

@@ -1,5 +1,6 @@
 """Contests with peers, cost against size, overheads: what the tables say is what was timed."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -8,12 +9,11 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from experiments.throughput import compare, contests, devices, overheads, sizes, xla_flags
+from experiments.throughput import compare, contests, devices, overheads, sizes, timing, xla_flags
 from experiments.throughput.cases import Case
 from experiments.throughput.peers import load
 from lt_jax import config as config_lib
@@ -24,8 +24,29 @@ PARTS = re.compile(r'--suite=gpu --only=("[^"]*"|\S+)')
 LIMITS = devices.Limits({"float32": 1e9, "bfloat16": 1e9}, 1e9, "measured")
 
 
+class Clock:
+    """A case takes as long as it says: `time` of the timing, while `running`."""
+
+    _now = 0.0
+
+    def perf_counter(self):
+        return self._now
+
+    def sleep(self, seconds):
+        self._now += seconds
+
+    @contextlib.contextmanager
+    def running(self):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(timing, "time", self)
+            yield
+
+
+CLOCK = Clock()
+
+
 def sleeping(name, seconds, closed):
-    return Case(name, lambda: time.sleep(seconds), 10, close=lambda: closed.append(name))
+    return Case(name, lambda: CLOCK.sleep(seconds), 10, close=lambda: closed.append(name))
 
 
 def failing(name):
@@ -51,8 +72,9 @@ def contest(closed):
 
 @pytest.fixture(scope="module")
 def told():
-    closed = []
-    found = compare.measure(contest(closed), mesh.make_mesh(1), LIMITS, repetitions=3, seconds=0.0)
+    closed, one = [], mesh.make_mesh(1)
+    with CLOCK.running():
+        found = compare.measure(contest(closed), one, LIMITS, repetitions=3, seconds=0.0)
     return found, closed
 
 
@@ -60,10 +82,10 @@ def test_a_ratio_is_how_many_times_faster_each_of_ours_is(told):
     found, closed = told
     rows = {row["name"]: row for row in found["rows"]}
     plain, quick = rows["lt_jax"]["ours_over_it"]
-    assert plain["min"] == plain["max"] == 1 and 1.3 < quick["median"] < 3
+    assert plain["min"] == plain["max"] == 1 and math.isclose(quick["median"], 2)
     plain, quick = rows["slow"]["ours_over_it"]
-    assert 2 < plain["median"] < 6 < quick["median"] < 12
-    assert 0.5 < rows["even"]["ours_over_it"][0]["median"] < 2
+    assert math.isclose(plain["median"], 4) and math.isclose(quick["median"], 8)
+    assert math.isclose(rows["even"]["ours_over_it"][0]["median"], 1)
     assert closed == ["nap"] * 5
 
 
@@ -91,14 +113,15 @@ def test_what_fails_is_named_and_leaves_the_other_rows(told):
 
 def test_without_ours_peers_are_still_timed():
     broken = dataclasses.replace(contest([]), ours={"lt_jax": lambda mesh, folder: 1 / 0})
-    found = compare.measure(broken, mesh.make_mesh(1), LIMITS, repetitions=1, seconds=0.0)
+    with CLOCK.running():
+        found = compare.measure(broken, mesh.make_mesh(1), LIMITS, repetitions=1, seconds=0.0)
     assert "lt_jax" in found["failed"] and found["rows"][0]["ours_over_it"] == []
     assert "even" in compare._line(found)
 
 
 def test_a_peer_of_our_network_has_our_arithmetic():
-    ours = Case("lt_jax", time.time, 2, flops=4e12, dtype="bfloat16", devices=1)
-    peer = Case("peer", time.time, 4, dtype="bfloat16", devices=1)
+    ours = Case("lt_jax", list, 2, flops=4e12, dtype="bfloat16", devices=1)
+    peer = Case("peer", list, 4, dtype="bfloat16", devices=1)
     other = dataclasses.replace(peer, name="other", flops=4e12)
     counted = lambda case, ours=ours: compare._row(
         case, {"lt_jax": [1.0], case.name: [98.9]}, {"lt_jax": ours}, "NVIDIA H200"
@@ -109,7 +132,7 @@ def test_a_peer_of_our_network_has_our_arithmetic():
 
 
 def test_compilation_is_told_with_lowering():
-    ours = Case("lt_jax", time.time, 1, lower_seconds=1.0, compile_seconds=2.0)
+    ours = Case("lt_jax", list, 1, lower_seconds=1.0, compile_seconds=2.0)
     row = compare._row(ours, {"lt_jax": [1.0]}, {"lt_jax": ours}, "cpu")
     assert row["compile_seconds"] == 3
 
@@ -165,14 +188,15 @@ def test_the_tiny_suite_runs():
 
 def test_slopes_are_powers():
     fake = lambda size, device_mesh, folder: {
-        "square": Case("", lambda: time.sleep(0.01 * (size / 10) ** 2), 1, memory=size)
+        "square": Case("", lambda: CLOCK.sleep(0.01 * (size / 10) ** 2), 1, memory=size)
     }
     sizes.AXES["fake"] = fake
     try:
-        rows = sizes.measure("fake", (10, 30), mesh.make_mesh(1), repetitions=3, seconds=0.0)
+        with CLOCK.running():
+            rows = sizes.measure("fake", (10, 30), mesh.make_mesh(1), repetitions=3, seconds=0.0)
     finally:
         del sizes.AXES["fake"]
-    assert rows[0]["slope"] is None and abs(rows[1]["slope"] - 2) < 0.3
+    assert rows[0]["slope"] is None and math.isclose(rows[1]["slope"], 2)
     assert math.isclose(rows[1]["memory_slope"], 1.0)
     assert "| square | 30 fake |" in sizes.table(rows)
 

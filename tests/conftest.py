@@ -15,9 +15,10 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-import tests.typechecker  # noqa: F401  (the hook below looks it up by name)
+from tests import typechecker
 
 # Before the first import of lt_jax, so that every jaxtyping annotation in it is checked.
+typechecker.lighten()
 install_import_hook("lt_jax", "tests.typechecker.check")
 
 jax.config.update("jax_platforms", "cpu")
@@ -88,6 +89,14 @@ def in_turn(monkeypatch):
     monkeypatch.setattr(distributed, "agree", agree)
     monkeypatch.setattr(distributed, "barrier", lambda name: None)
     return call
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _coarse_figures():
+    """To draw and pack charts is else a tenth of the suite."""
+    from lt_jax.evaluate.report import figures  # after the hook above
+
+    figures.DPI = 60
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,12 +5,14 @@ array), `init` makes its parameters, and `apply` runs it. All state is in the pa
 networks here have no batch statistics and no other collections.
 """
 
+import functools
 import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lt_jax.shapes import Params, PRNGKey, PyTree
 
@@ -25,9 +27,7 @@ def init(module: nn.Module, key: PRNGKey, *examples: Any, **static: Any) -> Para
         dtypes matter.
       **static: its keyword arguments (`train=False`).
     """
-    # Under one jit: eager initialisation dispatches (and compiles) every small operation of a
-    # network apart, ten seconds for a UNet.
-    return jax.jit(_initializer(module, examples, static))(key)
+    return _initializer(module, examples, static)(key)
 
 
 def abstract(module: nn.Module, *examples: Any, **static: Any) -> PyTree[jax.ShapeDtypeStruct]:
@@ -81,8 +81,21 @@ def count(params: PyTree) -> int:
 
 
 def _initializer(module: nn.Module, examples: tuple, static: dict[str, Any]):
-    def make(key):
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), examples)
-        return module.init({"params": key}, *zeros, **static)["params"]
+    leaves, structure = jax.tree.flatten(examples)
+    shapes = tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+    return _jitted(module, shapes, structure, tuple(sorted(static.items())))
 
-    return make
+
+@functools.lru_cache(maxsize=64)
+def _jitted(module: nn.Module, shapes: tuple, structure: Any, static: tuple):
+    """One program for all seeds of a network.
+
+    Under one jit: eager initialisation dispatches (and compiles) every small operation of a network
+    apart, ten seconds for a UNet.
+    """
+
+    def make(key):
+        zeros = jax.tree.unflatten(structure, [jnp.zeros(*shape) for shape in shapes])
+        return module.init({"params": key}, *zeros, **dict(static))["params"]
+
+    return jax.jit(make)

@@ -1,8 +1,8 @@
 """The type checker behind jaxtyping's import hook: beartype, where an int may stand for a float.
 
-jaxtyping also binds the axes of arrays at every call, and makes inner functions anew at every call of
-the outer one: a quarter of the suite's time. Functions whose signature has no arrays have no axes,
-and get beartype alone (`lighten`).
+jaxtyping also binds the axes of arrays at every call, and makes inner functions anew at every call
+of the outer one: a quarter of the suite's time. Functions whose signature has no arrays have no
+axes, and get beartype alone (`lighten`).
 """
 
 import functools
@@ -17,7 +17,7 @@ _jaxtyped = jaxtyping.jaxtyped
 
 
 def lighten():
-    """Makes the hook leave functions without arrays to beartype; call it before they are imported."""
+    """Makes the hook leave functions without arrays to beartype; to be called before imports."""
     jaxtyping.jaxtyped = _checked
 
 

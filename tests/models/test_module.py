@@ -25,6 +25,22 @@ def test_init_depends_on_the_key_and_on_shapes_alone(getkey):
     assert not np.array_equal(kernel, other["Dense_0"]["kernel"])
 
 
+def test_seeds_of_one_network_share_a_program(getkey):
+    traced = []
+
+    class Telling(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            traced.append(x.shape)
+            return nn.Dense(3)(x)
+
+    made = [module.init(Telling(), getkey(), jnp.ones((2, 5))) for _ in range(3)]
+    assert not np.array_equal(made[0]["Dense_0"]["kernel"], made[1]["Dense_0"]["kernel"])
+    assert module.abstract(Telling(), np.ones((2, 5), np.float32))["Dense_0"]["bias"].shape == (3,)
+    module.init(Telling(), getkey(), jnp.ones((2, 6)))
+    assert traced == [(2, 5), (2, 6)]
+
+
 def test_abstract_agrees_with_init_and_counts(getkey):
     x = jnp.ones((1, 5))
     params = module.init(Small(), getkey(), x, train=False)

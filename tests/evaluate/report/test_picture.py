@@ -55,7 +55,7 @@ def test_a_figure_lies_beside_its_numbers(tmp_path):
     ]
     assert (tmp_path / "one.csv").read_text() == drawn["one"].numbers.csv()
     with Image.open(drawn["two"].path) as image:
-        assert image.size == drawn["two"].size == (950, 190)
+        assert image.size == drawn["two"].size == (5 * figures.DPI, figures.DPI)
     with pytest.raises(PictureError, match="two pictures are called 'one'"):
         picture.save([made("one"), made("one")], tmp_path / "twice")
 

@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lt_jax.shapes import Params, PRNGKey, PyTree
 
@@ -82,7 +81,7 @@ def count(params: PyTree) -> int:
 
 def _initializer(module: nn.Module, examples: tuple, static: dict[str, Any]):
     leaves, structure = jax.tree.flatten(examples)
-    shapes = tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves)
+    shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
     return _jitted(module, shapes, structure, tuple(sorted(static.items())))
 
 

@@ -132,12 +132,12 @@ def measure(
             at = rows[own].astype(np.int32)
             return images[at], labels[own].astype(np.int32), at
 
-        if done < len(rows):
-            # XLA counts the body of a loop once: the loops here make `passes` of it.
-            mine = mesh.own(np.arange(batch_size) % len(rows), program.mesh)
-            one = mesh.put(read(mine), program.mesh)
-            each = ledger.flops(program, params, *one) / batch_size
-            costs.flops = each * passes * len(rows)
+        # Of all images, also where they were measured before. XLA counts the body of a loop once:
+        # the loops here make `passes` of it.
+        mine = mesh.own(np.arange(batch_size) % len(rows), program.mesh)
+        one = mesh.put(read(mine), program.mesh)
+        each = ledger.flops(program, params, *one) / batch_size
+        costs.flops = each * passes * len(rows)
         left = np.arange(done, len(rows))
         measured = spmd.over_rows(program, params, left, batch_size, read)
         try:

@@ -165,6 +165,9 @@ def test_an_interrupted_measurement_goes_on_where_it_was(images, program, params
     np.testing.assert_array_equal(again.values[:16], found.values[:16] + 1)
     np.testing.assert_array_equal(again.values[16:], found.values[16:])
     np.testing.assert_array_equal(np.load(part / "losses.npy"), again.values)
+    # Stopped once all is measured, too, it costs what it cost.
+    for cost in (again.cost, measure(part).cost):
+        assert (cost.images, cost.flops) == (found.cost.images, found.cost.flops)
 
 
 def test_only_the_forward_pass_is_in_the_program(images, program, params):

@@ -17,6 +17,7 @@ from lt_jax.evaluate.images import privacy
 from lt_jax.evaluate.report import audit_figures
 from lt_jax.models import inception as network
 from lt_jax.models import inception_weights
+from lt_jax.runtime import arrays as arrays_lib
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 from tests.test_synthesis import Guarded
@@ -145,7 +146,7 @@ def test_the_accuracy_score_compares_as_many_images_of_each_class(finished, repo
     assert "test" not in json.loads(
         (finished.workdir / "audit/accuracy_score/audit.json").read_text()
     )
-    arrays = np.load(finished.workdir / "audit/accuracy_score/predictions.npz")
+    arrays = arrays_lib.load(finished.workdir / "audit/accuracy_score/predictions.npz")
     manifest = finished.context().data[0]
     logits = arrays["val_real_1"]
     labels = manifest.labels[manifest.rows("val")]

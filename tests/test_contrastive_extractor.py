@@ -10,6 +10,7 @@ from lt_jax import pipeline, preflight
 from lt_jax.classify import predict
 from lt_jax.config import AugmentConfig, Config, ConfigError, DataConfig, ExtractorConfig
 from lt_jax.models import classifier, module
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import checkpoint, mesh, metrics
 from tests.shrink import shrink
 from tests.test_golden_configs import load
@@ -47,20 +48,20 @@ def read(run):
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), module.abstract(network, image, train=False)
     )
     folder = context.folder("extractor")
-    return checkpoint.load_tree(folder / "params", target), np.load(folder / "features.npz")
+    return checkpoint.load_tree(folder / "params", target), arrays_lib.load(folder / "features.npz")
 
 
 def test_it_leaves_what_the_supervised_one_leaves(finished):
     (params, arrays), (_, supervised) = (
         read(finished[name]) for name in ("contrastive", "supervised")
     )
-    assert set(arrays.files) == set(supervised.files)
-    for name in arrays.files:
+    assert set(arrays) == set(supervised)
+    for name in arrays:
         assert arrays[name].shape == supervised[name].shape
         assert arrays[name].dtype == supervised[name].dtype
     context = finished["contrastive"].context()
     manifest, images = context.data
-    assert not any((manifest.labels[arrays[n]] < 0).any() for n in arrays.files if "rows" in n)
+    assert not any((manifest.labels[arrays[n]] < 0).any() for n in arrays if "rows" in n)
     # The head is the probe's, folded: the ordinary classifier says what is stored.
     config = context.config.extractor
     forward = predict.make_forward(config.model, len(manifest.classes), mesh.make_mesh(1))

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lt_jax import pipeline
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import artifacts, mesh, metrics
 from lt_jax.runtime.ledger import Ledger
 from tests import processes
@@ -96,7 +97,7 @@ class Run:
         return processes.outputs(self._logs, 2)
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        return dict(np.load(self.workdir / name))
+        return arrays_lib.load(self.workdir / name)
 
     def ledger(self, stage: str) -> Ledger:
         return artifacts.Store(self.workdir).ledger(self.specs[stage])

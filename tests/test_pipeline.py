@@ -22,6 +22,7 @@ from lt_jax.context import Context
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.data.pool import ForeignPoolError, PoolReader
 from lt_jax.errors import UserError
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import faults, files, mesh, progress
 from lt_jax.runtime.ledger import Ledger
 from tests import layouts
@@ -166,7 +167,7 @@ def assert_same_predictions(run, ordinary):
         if not spec.stage.startswith("classify/"):
             continue
         mine, theirs = (
-            dict(np.load(one.store.folder(spec) / "predictions.npz")) for one in (run, ordinary)
+            arrays_lib.load(one.store.folder(spec) / "predictions.npz") for one in (run, ordinary)
         )
         assert mine.keys() == theirs.keys()
         for name, values in mine.items():
@@ -384,7 +385,7 @@ def test_no_stage_but_report_sees_a_test_label(finished):
     manifest, _ = context.data
     assert (manifest.labels[manifest.rows("test")] == -1).all()
     for path in finished.rglob("predictions.npz"):
-        assert set(np.load(path).files) == {
+        assert set(arrays_lib.load(path)) == {
             f"{split}_{kind}"
             for split in ("policy_val", "val", "test")
             for kind in ("ids", "logits")
@@ -393,9 +394,9 @@ def test_no_stage_but_report_sees_a_test_label(finished):
 
 def test_train_rows_are_train_rows(finished):
     manifest = manifest_lib.load(finished / "prepare")
-    features = np.load(finished / "extractor/features.npz")
+    features = arrays_lib.load(finished / "extractor/features.npz")
     assert features["train_rows"].tolist() == manifest.rows("train").tolist()
-    assert not any(name.startswith("test") for name in features.files)
+    assert not any(name.startswith("test") for name in features)
 
 
 def test_pool_names_its_manifest_and_generator(finished):
@@ -414,7 +415,7 @@ def test_predictions_of_other_images_are_refused(finished, tmp_path):
     with config.unlocked():
         config.evaluate.seed = 1
     path = next((copy / "classify/ce/seed0").glob("predictions.npz"))
-    arrays = dict(np.load(path))
+    arrays = arrays_lib.load(path)
     arrays["test_ids"] = arrays["test_ids"][::-1]
     np.savez(path, **arrays)
     mark = path.with_name("artifact.json")

@@ -10,6 +10,7 @@ import pytest
 from lt_jax import pipeline, synthesis
 from lt_jax.config import MemorizationConfig, SelectionConfig
 from lt_jax.data.pool import PoolError, open_pool, verify
+from lt_jax.runtime import arrays as arrays_lib
 from tests.shrink import shrink
 from tests.test_golden_configs import load
 
@@ -63,7 +64,7 @@ def test_no_test_image_or_label_is_asked_for(trained, tmp_path):
     manifest, images = trained.data
     test = manifest.rows("test")
     assert (manifest.labels[test] == -1).all()
-    held = np.load(trained.folder("extractor") / "features.npz")
+    held = arrays_lib.load(trained.folder("extractor") / "features.npz")
     seen = np.concatenate([held[name] for name in held if name.endswith("_rows")])
     assert not np.intersect1d(seen, test).size
     synthesis.run(tmp_path, context_with(trained, EVERYTHING, Guarded(images, test)))
@@ -103,7 +104,7 @@ def test_the_pairs_of_the_audit_have_the_likeness_of_the_two_that_are_shown(trai
     at = np.searchsorted(pool.columns["index"], [pair["index"] for pair in pairs])
     params = trained.classifier_params("extractor", trained.config.extractor.model)
     made = trained.features(params, pool, at)
-    held = np.load(trained.folder("extractor") / "features.npz")
+    held = arrays_lib.load(trained.folder("extractor") / "features.npz")
     place = {manifest.ids[row]: i for i, row in enumerate(held["train_rows"])}
     train = held["train_features"][[place[pair["nearest"]] for pair in pairs]]
     lengths = np.linalg.norm(made, axis=1) * np.linalg.norm(train, axis=1)

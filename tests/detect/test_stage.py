@@ -12,6 +12,7 @@ from lt_jax.config import ConfigError
 from lt_jax.data import prepare
 from lt_jax.data.pool import PoolError
 from lt_jax.mixing.mixture import MixtureError
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import metrics
 from tests.shrink import shrink
 from tests.test_golden_configs import load
@@ -63,7 +64,7 @@ def test_no_stage_sees_where_test_lesions_are(finished):
 
 
 def test_predictions_hold_ids_boxes_and_scores_alone(finished):
-    held = dict(np.load(finished.workdir / "detect/real/seed0" / detection.PREDICTIONS))
+    held = arrays_lib.load(finished.workdir / "detect/real/seed0" / detection.PREDICTIONS)
     names = ("ids", "boxes", "scores", "labels")
     assert set(held) == {f"{split}_{name}" for split in ("val", "test") for name in names}
     manifest, _ = finished.context().data

@@ -11,6 +11,7 @@ from experiments.sweep import __main__ as command_line
 from lt_jax.data import manifest as manifest_lib
 from lt_jax.evaluate import metrics
 from lt_jax.evaluate.statistics import tables
+from lt_jax.runtime import arrays as arrays_lib
 from lt_jax.runtime import faults, mesh
 from lt_jax.sweep import collect as collect_lib
 from lt_jax.sweep import comparison, definition, measured, states
@@ -106,7 +107,7 @@ def test_arms_are_compared_over_their_seeds_on_val(out):
             assert arm["paired"]["balanced_accuracy"]["p_holm"] is not None
     planned = states.all_in(out)[0]
     (run,) = [run for run in measured.of(planned, "val") if run.arm == "ce"]
-    saved = np.load(planned.workdir / "classify/ce/seed0/predictions.npz")
+    saved = arrays_lib.load(planned.workdir / "classify/ce/seed0/predictions.npz")
     right = np.asarray(run.truth.labels) == saved["val_logits"].argmax(axis=1)
     np.testing.assert_allclose(run.values["accuracy"], right.mean())
     text = (out / "collected/report.md").read_text()
@@ -167,7 +168,7 @@ def test_the_test_set_is_opened_for_chosen_arms_alone_and_every_time_logged(out,
     for planned in states.all_in(out):
         manifest = manifest_lib.load(planned.workdir / "prepare")
         (seed,) = planned.trial.overrides["classify.seeds"]
-        saved = np.load(planned.workdir / f"classify/ce/seed{seed}/predictions.npz")
+        saved = arrays_lib.load(planned.workdir / f"classify/ce/seed{seed}/predictions.npz")
         right = saved["test_logits"].argmax(axis=1) == manifest.labels[manifest.rows("test")]
         np.testing.assert_allclose(on_test[planned.name, seed], right.mean())
     command_line.main(["collect", f"--out={out}"])
